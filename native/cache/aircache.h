@@ -1,0 +1,169 @@
+// The two-zone cache: what llama_kv_cache must know once visual cells were evicted per layer.
+//
+//   cell    0 ....... start[l] ....... end ............ n
+//   layer l |  unused  | its survivors | text, later tokens (the same cell in all layers)
+//
+// One table of cells serves all layers. The table's cells [0, end) stand for the survivors: all carry the position of the
+// last visual token, so that later queries see them and ranges behind the images remove none of them.
+// See docs/cache.md.
+#pragma once
+
+#include "llama-aircache.h"
+#include "llama-kv-cache.h"
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+class llama_io_read_i;
+class llama_io_write_i;
+
+// flag in the stream count of a saved state: zones follow (llama_kv_cache::state_write)
+#define LLAMA_AIRCACHE_STATE 0x80000000u
+
+// the compressed region of one stream; atomic: its cells are removed, copied and shifted together
+struct llama_aircache_zone {
+    std::vector<uint32_t> start; // [n_layer] first row in use; empty: nothing is compressed
+    uint32_t end = 0;            // one past the visual zone, the same for all layers
+
+    // positions from the first to one past the last compressed visual token
+    llama_pos p0 = -1;
+    llama_pos p1 = -1;
+
+    // mask-only mode (the oracle): per layer the hidden cells; start is all 0 and nothing was moved
+    std::vector<std::vector<uint32_t>> hidden;
+
+    uint32_t cell = 0; // some cell of the region: the region is gone when it is empty
+
+    bool empty() const { return start.empty(); }
+
+    void write(llama_io_write_i & io, uint32_t n_layer) const;
+    void read (llama_io_read_i  & io, uint32_t n_layer);
+};
+
+// queries of one sequence's text tokens, remembered while its prompt is decoded
+struct llama_aircache_observer {
+    std::vector<llama_aircache_span> spans;
+    llama_pos pos_end = 0;
+    uint32_t  n_slots = 0;
+
+    std::vector<ggml_context_ptr>        ctxs;
+    std::vector<ggml_backend_buffer_ptr> bufs;
+    std::vector<ggml_tensor *> q;        // [n_layer] F32 [head size * n_head, n_slots + 1]; the last row is a spare one
+    std::vector<float>         kq_scale; // [n_layer] as the model's graph uses it
+
+    std::vector<uint8_t> seen; // [n_slots]
+
+    // slot of the text token at a position, -1 if it is not observed
+    int32_t slot(llama_pos pos) const;
+};
+
+class llama_aircache {
+public:
+    explicit llama_aircache(llama_kv_cache & kv);
+
+    // why this cache cannot be compressed; "" if it can
+    static std::string unsupported(llama_context * lctx);
+
+    // the cache's instance, made at first use; null (and reason set) when unsupported
+    static llama_aircache * get(llama_context * lctx, std::string & reason);
+
+    //
+    // hooks of llama_kv_cache
+    //
+
+    // drop zones whose cells are gone
+    void sync();
+
+    // false: the range would cut a compressed region or leave it without the text before it
+    bool can_rm (llama_seq_id seq, llama_pos p0, llama_pos p1) const;
+    bool can_div(llama_seq_id seq, llama_pos p0, llama_pos p1) const;
+    bool can_add(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos shift);
+
+    void copy_stream(uint32_t s0, uint32_t s1);
+
+    // first row of layer ikv's view for the streams of sinfo, rounded down to pad(ikv)
+    uint32_t view_start(int32_t ikv, const llama_kv_cache::slot_info & sinfo) const;
+
+    bool any() const;
+
+    const llama_aircache_zone & zone(uint32_t stream) const { return zones[stream]; }
+
+    static bool restore(llama_kv_cache & kv, const llama_kv_cache::slot_info & sinfo, const llama_aircache_zone & zone);
+
+    //
+    // observation
+    //
+
+    void observe(llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end);
+    void forget (llama_seq_id seq);
+
+    llama_aircache_observer * observer(llama_seq_id seq);
+
+    // observers that the ubatch holds tokens of
+    std::vector<llama_seq_id> observed(const llama_ubatch & ubatch) const;
+
+    //
+    // cells of an observed prompt
+    //
+
+    // visual cells in token order; text cells by slot (throws if one is missing)
+    std::vector<uint32_t> cells_visual(llama_seq_id seq) const;
+    std::vector<uint32_t> cells_text  (llama_seq_id seq) const;
+
+    // by slot: number of visual tokens before the text token
+    std::vector<uint32_t> visual_before(llama_seq_id seq) const;
+
+    //
+    // eviction: see graph/aircache-evict.cpp
+    //
+
+    // where every row of the new layout comes from
+    struct layout {
+        std::vector<std::vector<uint32_t>> rows; // [n_layer] source cells of [start[l], n_cells)
+        std::vector<uint32_t> start;             // [n_layer]
+        std::vector<uint32_t> common;            // source cells of [end, n_cells)
+        uint32_t end = 0;
+    };
+
+    // throws std::runtime_error with the reason when the stream cannot be compressed
+    layout plan(llama_seq_id seq, const int32_t * budgets, const int32_t * kept) const;
+
+    // rewrite the table after the rows were moved
+    void commit(llama_seq_id seq, const layout & lay);
+
+    // mask-only mode: hide instead of move
+    void hide(llama_seq_id seq, const int32_t * budgets, const int32_t * kept);
+
+    //
+    // geometry
+    //
+
+    uint32_t n_layer() const { return kv.layers.size(); }
+    uint32_t layer_il(uint32_t ikv) const { return kv.layers[ikv].il; }
+    int32_t  layer_ikv(int32_t il) const { return kv.map_layer_ids.at(il); }
+    uint32_t stream(llama_seq_id seq) const { return kv.seq_to_stream[seq]; }
+    bool     seq_valid(llama_seq_id seq) const { return seq >= 0 && (uint32_t) seq < kv.n_seq_max; }
+
+    // one stream of a layer: [n_embd, n_cells]
+    ggml_tensor * k(uint32_t ikv, uint32_t stream) const { return kv.layers[ikv].k_stream[stream]; }
+    ggml_tensor * v(uint32_t ikv, uint32_t stream) const { return kv.layers[ikv].v_stream[stream]; }
+
+    void stats(llama_seq_id seq, llama_aircache_seq_stats & out) const;
+
+    // incremented whenever a graph built before would be wrong
+    uint64_t version = 0;
+
+    // scheduler of the score and evict graphs, so that the context's own graphs and buffers stay as they are
+    ggml_backend_sched_ptr sched;
+
+private:
+    llama_kv_cache & kv;
+
+    std::vector<llama_aircache_zone> zones; // [n_stream]
+
+    std::vector<uint32_t> pad; // [n_layer] granularity of view starts
+
+    std::map<llama_seq_id, std::unique_ptr<llama_aircache_observer>> observers;
+};

@@ -1,0 +1,102 @@
+// Score, allocate, select, evict: the calls of llama-aircache.h with the engine's bookkeeping.
+#include "engine.h"
+
+#include <numeric>
+
+static llama_aircache_method to_llama(const pac_method & m) {
+    return { m.keep, m.alpha, m.window, m.window_n, m.allocation, m.min_keep };
+}
+
+static llama_aircache_seq_stats seq_stats(llama_context * ctx) {
+    llama_aircache_seq_stats res = {};
+    pac_check(llama_aircache_stats(ctx, 0, &res));
+    return res;
+}
+
+void pac_engine::score(const pac_method & method, pac_scores & out) {
+    if (!observed) {
+        throw pac_error(PAC_ERR_STATE, "nothing to score: the last prompt held no image, was not observed, or was compressed already");
+    }
+
+    const int64_t t_start = llama_time_us();
+
+    int32_t n_layer;
+    int32_t n_text;
+    pac_check(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, &n_text));
+
+    const auto m = to_llama(method);
+
+    std::vector<uint8_t> observers((size_t) n_layer*n_text);
+    scores.resize((size_t) n_layer*n_visual);
+    pac_check(llama_aircache_score(ctx.get(), 0, &m, scores.data(), observers.data()));
+
+    n_elite.assign(n_layer, 0);
+    elite.clear();
+    for (int32_t l = 0; l < n_layer; ++l) {
+        for (int32_t j = 0; j < n_text; ++j) {
+            if (observers[(size_t) l*n_text + j]) {
+                elite.push_back(text_tokens.at(j));
+                n_elite[l]++;
+            }
+        }
+    }
+
+    out = { n_layer, n_visual, scores.data(), n_elite.data(), elite.data(), (llama_time_us() - t_start)/1000.0 };
+}
+
+void pac_engine::evict(const int32_t * new_budgets, const int32_t * new_kept, bool mask_only, pac_compression & out) {
+    if (!observed) {
+        throw pac_error(PAC_ERR_STATE, "nothing to evict: the last prompt held no image, was not observed, or was compressed already");
+    }
+
+    const int64_t t_start = llama_time_us();
+    const auto    before  = seq_stats(ctx.get());
+
+    int32_t n_layer;
+    pac_check(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, nullptr));
+    pac_check(llama_aircache_evict(ctx.get(), 0, new_budgets, new_kept, mask_only));
+    observed = false;
+
+    const auto after = seq_stats(ctx.get());
+    n_cells = after.n_cells;
+
+    budgets.assign(new_budgets, new_budgets + n_layer);
+    kept   .assign(new_kept,    new_kept + std::accumulate(budgets.begin(), budgets.end(), (size_t) 0));
+
+    out = {};
+    out.n_layers      = n_layer;
+    out.n_visual      = n_visual;
+    out.budgets       = budgets.data();
+    out.kept          = kept.data();
+    out.kv_bytes_full = before.kv_bytes;
+    out.kv_bytes      = after.kv_bytes;
+    out.ms_evict      = (llama_time_us() - t_start)/1000.0;
+}
+
+void pac_engine::compress(const pac_method & method, bool mask_only, pac_scores * scores_out, pac_compression & out) {
+    pac_scores sc = {};
+    score(method, sc);
+
+    const int64_t t_start = llama_time_us();
+
+    const auto m = to_llama(method);
+
+    std::vector<int32_t> new_budgets(sc.n_layers);
+    strength.resize(sc.n_layers);
+    skewness.resize(sc.n_layers);
+    pac_check(llama_aircache_allocate(&m, sc.scores, sc.n_layers, sc.n_visual, new_budgets.data(), strength.data(), skewness.data()));
+
+    std::vector<int32_t> new_kept(std::accumulate(new_budgets.begin(), new_budgets.end(), (size_t) 0));
+    pac_check(llama_aircache_select(sc.scores, sc.n_layers, sc.n_visual, new_budgets.data(), new_kept.data()));
+
+    const double ms_select = (llama_time_us() - t_start)/1000.0;
+
+    evict(new_budgets.data(), new_kept.data(), mask_only, out);
+
+    out.strength = strength.data();
+    out.skewness = skewness.data();
+    out.ms_score = sc.ms + ms_select;
+    if (scores_out) {
+        *scores_out = sc;
+    }
+}

@@ -1,0 +1,98 @@
+// What stands behind pyaircache.h: one model, one conversation (sequence 0).
+#pragma once
+
+#include "pyaircache.h"
+
+#include "llama-aircache.h"
+
+#include "chat.h"
+#include "llama-cpp.h"
+#include "mtmd-helper.h"
+#include "mtmd.h"
+
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+// carries a pac_status to the C border
+struct pac_error : std::runtime_error {
+    int32_t status;
+    pac_error(int32_t status, const std::string & message) : std::runtime_error(message), status(status) {}
+};
+
+std::string pac_format(const char * fmt, ...) __attribute__((format(printf, 1, 2)));
+
+// throws the error of the last llama_aircache_* call when status is one
+void pac_check(int32_t aircache_status);
+
+// last error that llama.cpp logged since the last call, "" if none: it knows best why a file does not load
+std::string pac_take_logged_error();
+
+struct pac_engine {
+    pac_engine(const pac_engine_params & params);
+    ~pac_engine();
+
+    pac_engine(const pac_engine &) = delete;
+    pac_engine & operator=(const pac_engine &) = delete;
+
+    // model.cpp
+    void load(const pac_engine_params & params);
+    pac_info info() const;
+    std::string apply_template(const pac_message * messages, int32_t n_messages, bool add_generation_prompt) const;
+
+    // prompt.cpp
+    mtmd::input_chunks_ptr tokenize(const char * text, const pac_image * images, int32_t n_images) const;
+    void prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, bool observe,
+            pac_progress_callback progress, void * user_data, pac_prompt_info & out);
+    void decode(int32_t token);
+    int32_t sample(float temperature, uint32_t seed);
+    const float * logits() const;
+    void reset();
+    pac_stats stats() const;
+
+    // compress.cpp
+    void score(const pac_method & method, pac_scores & out);
+    void evict(const int32_t * budgets, const int32_t * kept, bool mask_only, pac_compression & out);
+    void compress(const pac_method & method, bool mask_only, pac_scores * scores_out, pac_compression & out);
+
+    llama_model_ptr   model;
+    llama_context_ptr ctx;
+    mtmd::context_ptr vision; // null: text only
+    common_chat_templates_ptr templates;
+
+    std::string description;
+    std::string architecture;
+    std::string projector;
+    std::string why_not; // reason why nothing can be compressed, "" if it can
+
+    // the conversation
+    llama_pos n_pos   = 0; // next position
+    int32_t   n_cells = 0; // cells in use
+    bool      has_logits = false;
+    bool      observed   = false; // the last prompt can still be scored and compressed
+
+    // the last prompt
+    std::vector<pac_span> spans;
+    std::vector<int32_t>  text_tokens; // prompt token index of every text token behind the first image
+    int32_t n_visual       = 0;
+    int32_t n_reused_start = 0; // graph reuse count when it was over
+    int32_t n_decodes      = 0;
+
+    // results handed out
+    std::vector<float>   scores;
+    std::vector<int32_t> n_elite;
+    std::vector<int32_t> elite;
+    std::vector<int32_t> budgets;
+    std::vector<int32_t> kept;
+    std::vector<double>  strength;
+    std::vector<double>  skewness;
+
+private:
+    void roll_back(llama_pos pos, int32_t cells);
+    void decode_text(const llama_token * tokens, size_t n, bool last, const std::function<void(int32_t)> & done);
+
+    llama_sampler_ptr sampler;
+    float    sampler_temperature = 0.0f;
+    uint32_t sampler_seed        = 0;
+};

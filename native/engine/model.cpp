@@ -1,0 +1,241 @@
+// Loading: every way a pair of files can be wrong gets its own message.
+#include "engine.h"
+
+#include "common.h"
+#include "ggml-cpp.h"
+#include "gguf.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <set>
+#include <sstream>
+
+static ggml_type cache_type(const char * name) {
+    static const ggml_type known[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 };
+
+    for (const ggml_type type : known) {
+        if (strcmp(ggml_type_name(type), name) == 0) {
+            return type;
+        }
+    }
+    throw pac_error(PAC_ERR_ARGUMENT, pac_format("cache type \"%s\" is not one of f32, f16, bf16, q8_0, q4_0", name));
+}
+
+static void add_rpc_servers(const char * servers) {
+    static std::set<std::string> added; // a server can be registered once a process
+
+    auto * reg = ggml_backend_reg_by_name("RPC");
+    auto * add = reg ? (ggml_backend_reg_t (*)(const char *)) ggml_backend_reg_get_proc_address(reg, "ggml_backend_rpc_add_server") : nullptr;
+    if (!add) {
+        throw pac_error(PAC_ERR_UNSUPPORTED, "this build has no RPC backend: build with CMAKE_ARGS=-DGGML_RPC=ON");
+    }
+
+    std::istringstream list(servers);
+    for (std::string server; std::getline(list, server, ','); ) {
+        if (added.insert(server).second) {
+            auto * dev = add(server.c_str());
+            if (!dev) {
+                added.erase(server);
+                throw pac_error(PAC_ERR_ARGUMENT, pac_format("no RPC server answers at %s", server.c_str()));
+            }
+            ggml_backend_register(dev);
+        }
+    }
+}
+
+namespace {
+
+// metadata of a GGUF file
+struct gguf_meta {
+    gguf_context_ptr ctx;
+
+    gguf_meta(const char * path) {
+        FILE * file = fopen(path, "rb");
+        if (!file) {
+            throw pac_error(PAC_ERR_FILE, pac_format("cannot open %s: %s", path, strerror(errno)));
+        }
+        char magic[4] = {};
+        const bool ok = fread(magic, 1, 4, file) == 4 && memcmp(magic, "GGUF", 4) == 0;
+        fclose(file);
+        if (!ok) {
+            throw pac_error(PAC_ERR_MODEL, pac_format("%s is not a GGUF file", path));
+        }
+        ctx.reset(gguf_init_from_file(path, { /*.no_alloc =*/ true, /*.ctx =*/ nullptr }));
+        if (!ctx) {
+            throw pac_error(PAC_ERR_MODEL, pac_format("%s is a damaged GGUF file: %s", path, pac_take_logged_error().c_str()));
+        }
+    }
+
+    std::string str(const char * key) const {
+        const int64_t id = gguf_find_key(ctx.get(), key);
+        return id >= 0 && gguf_get_kv_type(ctx.get(), id) == GGUF_TYPE_STRING ? gguf_get_val_str(ctx.get(), id) : "";
+    }
+};
+
+struct load_progress {
+    pac_progress_callback callback;
+    void * user_data;
+    bool   cancelled;
+};
+
+} // namespace
+
+pac_engine::pac_engine(const pac_engine_params & params) {
+    load(params);
+}
+
+pac_engine::~pac_engine() = default;
+
+void pac_engine::load(const pac_engine_params & params) {
+    if (!params.model) {
+        throw pac_error(PAC_ERR_ARGUMENT, "no model given");
+    }
+    if (params.n_ctx < 0 || params.n_batch < 0 || params.n_ubatch < 0 || params.n_threads < 0) {
+        throw pac_error(PAC_ERR_ARGUMENT, "n_ctx, n_batch, n_ubatch and n_threads must not be negative");
+    }
+    if (params.flash_attn < -1 || params.flash_attn > 1) {
+        throw pac_error(PAC_ERR_ARGUMENT, "flash_attn must be -1 (auto), 0 (off) or 1 (on)");
+    }
+
+    const ggml_type type_k = cache_type(params.cache_type_k ? params.cache_type_k : "f16");
+    const ggml_type type_v = cache_type(params.cache_type_v ? params.cache_type_v : "f16");
+
+    static const bool init = [] { ggml_backend_load_all(); llama_backend_init(); return true; }();
+    (void) init;
+
+    if (params.rpc_servers && *params.rpc_servers) {
+        add_rpc_servers(params.rpc_servers);
+    }
+
+    pac_take_logged_error();
+
+    const gguf_meta meta(params.model);
+    architecture = meta.str("general.architecture");
+    if (architecture == "clip") {
+        throw pac_error(PAC_ERR_MODEL, pac_format("%s is a projector (mmproj), not a text model", params.model));
+    }
+    if (params.mmproj) {
+        const gguf_meta mm(params.mmproj);
+        if (mm.str("general.architecture") != "clip") {
+            throw pac_error(PAC_ERR_PROJECTOR, pac_format("%s is not a projector (mmproj): its architecture is \"%s\"",
+                    params.mmproj, mm.str("general.architecture").c_str()));
+        }
+        projector = mm.str("clip.projector_type");
+        if (projector.empty()) {
+            projector = mm.str("clip.vision.projector_type");
+        }
+    }
+
+    // text model
+    load_progress progress = { params.progress, params.user_data, false };
+
+    llama_model_params mparams = llama_model_default_params();
+    mparams.n_gpu_layers = params.n_gpu_layers;
+    mparams.progress_callback_user_data = &progress;
+    mparams.progress_callback = [](float done, void * user_data) {
+        auto & p = *(load_progress *) user_data;
+        p.cancelled = p.callback && !p.callback(0, (int32_t) (done*1000), 1000, p.user_data);
+        return !p.cancelled;
+    };
+
+    model.reset(llama_model_load_from_file(params.model, mparams));
+    if (progress.cancelled) {
+        throw pac_error(PAC_ERR_CANCELLED, "loading was cancelled");
+    }
+    if (!model) {
+        throw pac_error(PAC_ERR_MODEL, pac_format("cannot load %s: %s", params.model, pac_take_logged_error().c_str()));
+    }
+
+    // context
+    const int32_t n_threads = params.n_threads > 0 ? params.n_threads : common_cpu_get_num_physical_cores();
+
+    llama_context_params cparams = llama_context_default_params();
+    cparams.n_ctx           = params.n_ctx > 0 ? params.n_ctx : std::min(32768, llama_model_n_ctx_train(model.get()));
+    cparams.n_batch         = params.n_batch  > 0 ? params.n_batch  : 2048;
+    cparams.n_ubatch        = params.n_ubatch > 0 ? params.n_ubatch : 512;
+    cparams.n_seq_max       = 1;
+    cparams.n_outputs_max   = 1; // only the last token's logits are ever read
+    cparams.n_threads       = n_threads;
+    cparams.n_threads_batch = n_threads;
+    cparams.flash_attn_type = (llama_flash_attn_type) params.flash_attn;
+    cparams.type_k          = type_k;
+    cparams.type_v          = type_v;
+    cparams.no_perf         = false; // counts graph reuse
+
+    ctx.reset(llama_init_from_model(model.get(), cparams));
+    if (!ctx) {
+        throw pac_error(PAC_ERR_MEMORY, pac_format("cannot create a context of %u cells (%s K, %s V): %s", cparams.n_ctx,
+                ggml_type_name(type_k), ggml_type_name(type_v), pac_take_logged_error().c_str()));
+    }
+
+    // projector
+    if (params.mmproj) {
+        mtmd_context_params vparams = mtmd_context_params_default();
+        vparams.use_gpu         = params.n_gpu_layers != 0;
+        vparams.n_threads       = n_threads;
+        vparams.print_timings   = false;
+        vparams.warmup          = false;
+        vparams.flash_attn_type = (llama_flash_attn_type) params.flash_attn;
+
+        vision.reset(mtmd_init_from_file(params.mmproj, model.get(), vparams));
+        if (!vision) {
+            throw pac_error(PAC_ERR_PROJECTOR, pac_format("%s does not fit the text model: %s", params.mmproj, pac_take_logged_error().c_str()));
+        }
+        if (!mtmd_support_vision(vision.get())) {
+            throw pac_error(PAC_ERR_PROJECTOR, pac_format("%s has no vision tower", params.mmproj));
+        }
+    }
+
+    templates = common_chat_templates_init(model.get(), "");
+
+    char buf[256];
+    llama_model_desc(model.get(), buf, sizeof(buf));
+    description = buf;
+
+    if (llama_aircache_supported(ctx.get()) != LLAMA_AIRCACHE_OK) {
+        why_not = llama_aircache_error();
+    }
+}
+
+pac_info pac_engine::info() const {
+    pac_info res = {};
+
+    res.description  = description.c_str();
+    res.architecture = architecture.c_str();
+    res.projector    = projector.c_str();
+    res.n_layers     = llama_model_n_layer(model.get());
+    res.n_embd       = llama_model_n_embd(model.get());
+    res.n_heads      = llama_model_n_head(model.get());
+    res.n_heads_kv   = llama_model_n_head_kv(model.get());
+    res.n_vocab      = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
+    res.n_ctx        = llama_n_ctx(ctx.get());
+    res.n_ctx_train  = llama_model_n_ctx_train(model.get());
+    res.n_params     = llama_model_n_params(model.get());
+    res.model_bytes  = llama_model_size(model.get());
+    res.vision       = vision != nullptr;
+    res.can_compress = why_not.empty();
+    res.why_not      = why_not.c_str();
+
+    llama_aircache_seq_stats stats = {};
+    if (res.can_compress && llama_aircache_stats(ctx.get(), 0, &stats) == LLAMA_AIRCACHE_OK) {
+        res.kv_bytes_per_token = stats.kv_bytes_cell;
+    }
+
+    return res;
+}
+
+std::string pac_engine::apply_template(const pac_message * messages, int32_t n_messages, bool add_generation_prompt) const {
+    common_chat_templates_inputs inputs;
+    inputs.add_generation_prompt = add_generation_prompt;
+    inputs.use_jinja = true;
+
+    for (int32_t i = 0; i < n_messages; ++i) {
+        common_chat_msg msg;
+        msg.role    = messages[i].role;
+        msg.content = messages[i].content;
+        inputs.messages.push_back(std::move(msg));
+    }
+
+    return common_chat_templates_apply(templates.get(), inputs).prompt;
+}

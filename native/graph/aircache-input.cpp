@@ -1,0 +1,178 @@
+#include "graph/aircache-input.h"
+
+#include "cache/aircache.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+std::shared_ptr<llama_aircache_input> llama_aircache_input::build(
+        ggml_context * ctx, ggml_cgraph * gf, const llama_ubatch & ubatch,
+        const llama_kv_cache_context * mctx, ggml_tensor * kq_mask) {
+    auto * air = mctx->get_air();
+    if (!air) {
+        return nullptr;
+    }
+
+    auto seqs = air->observed(ubatch);
+    if (seqs.empty() && !air->any()) {
+        return nullptr;
+    }
+
+    auto res = std::make_shared<llama_aircache_input>();
+
+    res->air     = air;
+    res->version = air->version;
+    res->seqs    = std::move(seqs);
+
+    for (size_t i = 0; i < res->seqs.size(); ++i) {
+        res->rows.push_back(ggml_new_tensor_1d(ctx, GGML_TYPE_I64, ubatch.n_tokens));
+        ggml_set_input(res->rows.back());
+    }
+
+    if (air->any()) {
+        res->build_masks(ctx, gf, mctx, kq_mask);
+    }
+
+    return res;
+}
+
+bool llama_aircache_input::can_reuse(const llama_aircache_input * self, const llama_kv_cache_context * mctx, const llama_ubatch & ubatch) {
+    auto * air = mctx->get_air();
+    if (!air) {
+        return self == nullptr;
+    }
+
+    const auto seqs = air->observed(ubatch);
+    if (!self) {
+        return seqs.empty() && !air->any();
+    }
+
+    // the common mask's shape (n_kv, tokens, streams) is compared by the caller, the streams themselves by llm_graph_params
+    return self->version == air->version && self->seqs == seqs;
+}
+
+void llama_aircache_input::build_masks(ggml_context * ctx, ggml_cgraph * gf, const llama_kv_cache_context * mctx, ggml_tensor * kq_mask) {
+    const auto & sinfo = mctx->get_sinfo();
+
+    const int64_t n_kv = kq_mask->ne[0];
+    const int64_t n_tk = kq_mask->ne[1]*kq_mask->ne[3];
+
+    int64_t n = 0;
+
+    for (uint32_t l = 0; l < air->n_layer(); ++l) {
+        group g = { {}, -1, air->view_start(l, sinfo), 0, nullptr };
+        for (const uint32_t s : sinfo.strm) {
+            const auto & zone = air->zone(s);
+            g.start.push_back(zone.empty() ? 0 : zone.start[l]);
+            if (!zone.hidden.empty()) {
+                g.hidden = l;
+            }
+        }
+
+        const auto same = std::find_if(groups.begin(), groups.end(), [&](const group & o) {
+            return o.start == g.start && o.hidden == g.hidden && o.i0 == g.i0;
+        });
+        layer_group.push_back(same - groups.begin());
+
+        if (same == groups.end()) {
+            g.offset = n;
+            n += GGML_PAD((n_kv - g.i0)*n_tk, 64); // device kernels want aligned masks
+            groups.push_back(std::move(g));
+        }
+    }
+
+    masks = ggml_new_tensor_1d(ctx, kq_mask->type, n);
+    ggml_set_input(masks);
+    ggml_set_name(masks, "aircache_masks");
+
+    // views of a host input would be uploaded one by one
+    ggml_tensor * cur = ggml_cont(ctx, masks);
+
+    for (auto & g : groups) {
+        const int64_t ne0 = n_kv - g.i0;
+        const size_t  row = ggml_row_size(cur->type, ne0);
+        g.mask = ggml_view_4d(ctx, cur, ne0, kq_mask->ne[1], 1, kq_mask->ne[3],
+                row, row*kq_mask->ne[1], row*kq_mask->ne[1], ggml_row_size(cur->type, g.offset));
+    }
+
+    // no layer reads the common mask any more, but the groups' are made from it: keep it allocated
+    ggml_build_forward_expand(gf, kq_mask);
+}
+
+void llama_aircache_input::set_input(const llama_ubatch * ubatch, const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask) {
+    for (size_t i = 0; i < seqs.size(); ++i) {
+        auto * obs = air->observer(seqs[i]);
+
+        std::vector<int64_t> data(ubatch->n_tokens, obs->n_slots); // the spare row
+        for (uint32_t t = 0; t < ubatch->n_tokens; ++t) {
+            const int32_t slot = ubatch->seq_id[t][0] == seqs[i] ? obs->slot(ubatch->pos[t]) : -1;
+            if (slot >= 0) {
+                data[t] = slot;
+                obs->seen[slot] = 1;
+            }
+        }
+        ggml_backend_tensor_set(rows[i], data.data(), 0, ggml_nbytes(rows[i]));
+    }
+
+    if (!masks) {
+        return;
+    }
+
+    GGML_ASSERT(ggml_backend_buffer_is_host(masks->buffer) && ggml_backend_buffer_is_host(kq_mask->buffer));
+
+    const auto & sinfo = mctx->get_sinfo();
+
+    const int64_t n_kv  = kq_mask->ne[0];
+    const int64_t n_tps = kq_mask->ne[1];
+
+    const ggml_fp16_t drop = ggml_fp32_to_fp16(-INFINITY);
+
+    for (const auto & g : groups) {
+        auto * dst = (ggml_fp16_t *) masks->data + g.offset;
+
+        for (size_t s = 0; s < sinfo.strm.size(); ++s) {
+            for (int64_t t = 0; t < n_tps; ++t) {
+                const auto * src = (const ggml_fp16_t *) kq_mask->data + (s*n_tps + t)*n_kv;
+
+                memcpy(dst, src + g.i0, (n_kv - g.i0)*sizeof(*dst));
+
+                for (uint32_t i = g.i0; i < g.start[s]; ++i) {
+                    dst[i - g.i0] = drop;
+                }
+
+                const auto & hidden = air->zone(sinfo.strm[s]).hidden;
+                if (g.hidden >= 0 && !hidden.empty()) {
+                    for (const uint32_t i : hidden[g.hidden]) {
+                        if (i < n_kv) {
+                            dst[i] = drop;
+                        }
+                    }
+                }
+
+                dst += n_kv - g.i0;
+            }
+        }
+    }
+}
+
+void llama_aircache_input::observe(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * q, float kq_scale, int il) {
+    for (size_t i = 0; i < seqs.size(); ++i) {
+        auto * obs = air->observer(seqs[i]);
+
+        const int32_t ikv = air->layer_ikv(il);
+
+        obs->kq_scale[ikv] = kq_scale;
+
+        ggml_tensor * dst = obs->q[ikv];
+        ggml_tensor * src = ggml_is_contiguous(q) ? q : ggml_cont(ctx, q);
+
+        src = ggml_reshape_2d(ctx, src, dst->ne[0], ggml_nelements(q)/dst->ne[0]);
+
+        ggml_build_forward_expand(gf, ggml_set_rows(ctx, dst, src, rows[i]));
+    }
+}
+
+ggml_tensor * llama_aircache_input::kq_mask(ggml_tensor * kq_mask, int il) const {
+    return masks ? groups[layer_group[air->layer_ikv(il)]].mask : kq_mask;
+}

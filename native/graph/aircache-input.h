@@ -1,0 +1,53 @@
+// What AirCache adds to a model's graph: per-layer masks once a cache is compressed, and the recording of queries while a
+// prompt is observed. Owned by llm_graph_input_attn_kv; absent (null) when neither is the case.
+#pragma once
+
+#include "llama-graph.h"
+#include "llama-kv-cache.h"
+
+#include <memory>
+#include <vector>
+
+class llama_aircache;
+
+class llama_aircache_input {
+public:
+    static std::shared_ptr<llama_aircache_input> build(
+            ggml_context * ctx, ggml_cgraph * gf, const llama_ubatch & ubatch,
+            const llama_kv_cache_context * mctx, ggml_tensor * kq_mask);
+
+    // would build() give the same nodes again? self: what it gave for the graph at hand, possibly null
+    static bool can_reuse(const llama_aircache_input * self, const llama_kv_cache_context * mctx, const llama_ubatch & ubatch);
+
+    // kq_mask: the common mask, filled already
+    void set_input(const llama_ubatch * ubatch, const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask);
+
+    // store q [head size, n_head, n_tokens] (as it meets the cache's K) of the observed tokens
+    void observe(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * q, float kq_scale, int il);
+
+    // layer il's mask: a part of the common one, less what the layer does not hold
+    ggml_tensor * kq_mask(ggml_tensor * kq_mask, int il) const;
+
+private:
+    // layers with the same unused cells share a mask
+    struct group {
+        std::vector<uint32_t> start;  // [n_stream of the ubatch]
+        int32_t               hidden; // layer whose hidden cells count (mask-only mode), or -1
+        uint32_t              i0;     // first cell of the view
+        int64_t               offset; // of the group's mask in masks, in elements
+        ggml_tensor         * mask;   // F16 [n_kv - i0, n_tokens/n_stream, 1, n_stream]
+    };
+
+    void build_masks(ggml_context * ctx, ggml_cgraph * gf, const llama_kv_cache_context * mctx, ggml_tensor * kq_mask);
+
+    llama_aircache * air     = nullptr;
+    uint64_t         version = 0;
+
+    std::vector<group>   groups;
+    std::vector<int32_t> layer_group; // [n_layer]
+
+    ggml_tensor * masks = nullptr; // F16: all groups' masks, one after the other (one upload for all layers)
+
+    std::vector<llama_seq_id>  seqs; // observed sequences in the ubatch
+    std::vector<ggml_tensor *> rows; // I64 [n_tokens] for each: row of the query buffer
+};

@@ -1,0 +1,78 @@
+#include "graph/aircache-run.h"
+
+#include "llama-context.h"
+
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+// keep one scheduler per cache: its buffers are reused, and the context's stay as reserved
+static ggml_backend_sched_t get_sched(llama_context * lctx, llama_aircache & air, size_t n_nodes) {
+    // the scheduler's hash sets are sized once: leave room for other prompts
+    static const size_t n_min = 8192;
+
+    if (!air.sched || n_nodes > n_min) {
+        auto * main = lctx->get_sched();
+
+        std::vector<ggml_backend_t>             backends;
+        std::vector<ggml_backend_buffer_type_t> bufts;
+        for (int i = 0; i < ggml_backend_sched_get_n_backends(main); ++i) {
+            backends.push_back(ggml_backend_sched_get_backend(main, i));
+            bufts.push_back(ggml_backend_sched_get_buffer_type(main, backends.back()));
+        }
+
+        air.sched.reset(ggml_backend_sched_new(backends.data(), bufts.data(), backends.size(), std::max(n_nodes, n_min), false, false));
+    }
+
+    ggml_backend_sched_reset(air.sched.get());
+
+    return air.sched.get();
+}
+
+llama_aircache_graph::llama_aircache_graph(llama_context * lctx, llama_aircache & air, size_t n_nodes) : lctx(lctx), air(air) {
+    const ggml_init_params params = {
+        /*.mem_size   =*/ 2*n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
+        /*.mem_buffer =*/ nullptr,
+        /*.no_alloc   =*/ true,
+    };
+
+    ctx_ptr.reset(ggml_init(params));
+    if (!ctx_ptr) {
+        throw std::bad_alloc();
+    }
+    cgraph = ggml_new_graph_custom(ctx(), n_nodes, false);
+}
+
+ggml_tensor * llama_aircache_graph::input(ggml_tensor * t, const void * data) {
+    ggml_set_input(t);
+    const auto * bytes = (const uint8_t *) data;
+    inputs.emplace_back(t, std::vector<uint8_t>(bytes, bytes + ggml_nbytes(t)));
+    return t;
+}
+
+ggml_tensor * llama_aircache_graph::input_i32(const std::vector<uint32_t> & data) {
+    return input(ggml_new_tensor_1d(ctx(), GGML_TYPE_I32, data.size()), data.data());
+}
+
+ggml_tensor * llama_aircache_graph::input_f32(const std::vector<float> & data, int64_t ne0, int64_t ne1) {
+    return input(ggml_new_tensor_2d(ctx(), GGML_TYPE_F32, ne0, ne1), data.data());
+}
+
+void llama_aircache_graph::output(ggml_tensor * t) {
+    ggml_set_output(t);
+    ggml_build_forward_expand(cgraph, t);
+}
+
+void llama_aircache_graph::run() {
+    auto * sched = get_sched(lctx, air, ggml_graph_size(cgraph));
+
+    if (!ggml_backend_sched_alloc_graph(sched, cgraph)) {
+        throw std::bad_alloc();
+    }
+    for (const auto & [t, data] : inputs) {
+        ggml_backend_tensor_set(t, data.data(), 0, data.size());
+    }
+    if (ggml_backend_sched_graph_compute(sched, cgraph) != GGML_STATUS_SUCCESS) {
+        throw std::runtime_error("a backend failed to compute the graph");
+    }
+}

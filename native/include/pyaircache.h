@@ -1,0 +1,233 @@
+// pyaircache engine: ask a vision-language model about images with a compressed visual KV cache.
+//
+// A small C interface over llama.cpp + mtmd, made for cffi (and usable from C). One engine holds one model and one
+// conversation. Every function checks its arguments, returns PAC_OK or a negative pac_status, and leaves a message for
+// pac_last_error(); none throws or aborts across this border, and after a failed call the engine stays usable.
+//
+// The life of a question:
+//   pac_prompt()    tokenise, encode the images, prefill; logits of the last token are ready
+//   pac_score()     importance of every visual token in every layer, from the queries seen during the prefill
+//   pac_compress()  score + layer budgets + eviction in one call (pac_score and pac_evict are its halves)
+//   pac_sample() -> pac_decode() -> pac_sample() ...
+// The first token is sampled from the logits of the full cache, whatever pac_compress() does (docs/method: section 3).
+//
+// Not thread-safe: one call at a time per engine. Pointers handed out belong to the engine and stay valid until the
+// next pac_prompt, pac_score, pac_compress, pac_reset or pac_engine_free.
+
+#ifndef PYAIRCACHE_H
+#define PYAIRCACHE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#    define PAC_API __declspec(dllexport)
+#else
+#    define PAC_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// cffi reads everything between the next marker and the closing one: no preprocessor lines in between.
+// cffi-begin
+
+typedef struct pac_engine pac_engine;
+
+enum pac_status {
+    PAC_OK              =   0,
+    PAC_ERR_ARGUMENT    =  -1, // a value outside its limits; the message names value and limits
+    PAC_ERR_FILE        =  -2, // no such file, or it cannot be read
+    PAC_ERR_MODEL       =  -3, // not a GGUF, or not a model that this build can load
+    PAC_ERR_PROJECTOR   =  -4, // the mmproj does not load or does not fit the text model, or there is none
+    PAC_ERR_CONTEXT     =  -5, // the prompt does not fit the context window
+    PAC_ERR_MEMORY      =  -6, // an allocation failed
+    PAC_ERR_UNSUPPORTED =  -7, // this cache or model cannot be compressed; the message names the reason
+    PAC_ERR_STATE       =  -8, // called in the wrong order
+    PAC_ERR_COMPUTE     =  -9, // a backend failed
+    PAC_ERR_CANCELLED   = -10, // the progress callback asked to stop
+    PAC_ERR_INTERNAL    = -11
+};
+
+// Message of the last failed call of this thread; "" when there was none.
+PAC_API const char * pac_last_error(void);
+
+// Version of the engine and of llama.cpp, e.g. "0.1.0 (llama.cpp 0c1e570)".
+PAC_API const char * pac_version(void);
+
+// level: 0 none, 1 debug, 2 info, 3 warn, 4 error (ggml's levels). NULL silences llama.cpp.
+typedef void (*pac_log_callback)(int32_t level, const char * text, void * user_data);
+PAC_API void pac_log_set(pac_log_callback callback, void * user_data);
+
+// stage: 0 load (done of total = permille), 1 encode (images), 2 prefill (tokens). Return true to go on, false to cancel.
+typedef bool (*pac_progress_callback)(int32_t stage, int32_t done, int32_t total, void * user_data);
+
+struct pac_engine_params {
+    const char * model;        // path of the text GGUF
+    const char * mmproj;       // path of the projector GGUF, or NULL: text only
+    int32_t      n_ctx;        // context window in cells; 0: the model's own, at most 32768
+    int32_t      n_batch;      // tokens per decode call; 0: 2048
+    int32_t      n_ubatch;     // tokens per graph; 0: 512
+    int32_t      n_gpu_layers; // -1: all
+    int32_t      n_threads;    // 0: physical cores
+    const char * cache_type_k; // "f32", "f16", "bf16", "q8_0", "q4_0"
+    const char * cache_type_v;
+    int32_t      flash_attn;   // -1 auto, 0 off, 1 on
+    const char * rpc_servers;  // "host:port,host:port" or NULL; needs a build with GGML_RPC
+    pac_progress_callback progress;
+    void       * user_data;
+};
+
+PAC_API struct pac_engine_params pac_engine_default_params(void);
+
+PAC_API int32_t pac_engine_new (const struct pac_engine_params * params, pac_engine ** out);
+PAC_API void    pac_engine_free(pac_engine * engine);
+
+struct pac_info {
+    const char * description;   // e.g. "qwen2vl 4M Q8_0"
+    const char * architecture;  // general.architecture
+    const char * projector;     // clip.projector_type, "" without one
+    int32_t n_layers;
+    int32_t n_embd;
+    int32_t n_heads;
+    int32_t n_heads_kv;
+    int32_t n_vocab;
+    int32_t n_ctx;              // as created
+    int32_t n_ctx_train;
+    int64_t n_params;
+    int64_t model_bytes;
+    int64_t kv_bytes_per_token; // all layers, K and V
+    bool    vision;
+    bool    can_compress;
+    const char * why_not;       // reason when can_compress is false, else ""
+};
+PAC_API int32_t pac_engine_info(const pac_engine * engine, struct pac_info * out);
+
+struct pac_message {
+    const char * role;    // "system", "user", "assistant"
+    const char * content; // pac_marker() stands for an image
+};
+// What stands for an image in a prompt's text.
+PAC_API const char * pac_marker(const pac_engine * engine);
+
+// Applies the model's own chat template (Jinja). *out: a NUL-terminated string, to be freed with pac_string_free.
+PAC_API int32_t pac_apply_template(const pac_engine * engine, const struct pac_message * messages, int32_t n_messages,
+        bool add_generation_prompt, char ** out);
+PAC_API void    pac_string_free(char * string);
+
+struct pac_image {
+    int32_t         width;
+    int32_t         height;
+    const uint8_t * rgb; // [height, width, 3]
+};
+
+// One run of visual tokens (a picture, or one tile of it).
+struct pac_span {
+    int32_t image;  // index into the images of the prompt
+    int32_t first;  // index of its first token among the prompt's tokens
+    int32_t n_tokens;
+    int32_t nx;     // token grid, columns; 0 when the tokens do not form a grid
+    int32_t ny;     // token grid, rows
+    int32_t pos0;   // position range [pos0, pos1) in the sequence
+    int32_t pos1;
+};
+
+struct pac_prompt_info {
+    int32_t n_tokens;  // of this prompt: text and visual
+    int32_t n_visual;
+    int32_t n_past;    // KV cells in use after it
+    int32_t n_spans;
+    const struct pac_span * spans; // [n_spans]
+    double  ms_encode;
+    double  ms_prefill; // without the encoding
+};
+
+// Tokenises text (special tokens are parsed; each marker is replaced by the next image), without evaluating anything.
+// n_cells: cells this prompt needs.
+PAC_API int32_t pac_count_tokens(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
+        int32_t * n_cells);
+
+// Appends a prompt to the conversation and evaluates it. reserve: cells that must stay free for the answer.
+// observe: remember what pac_score needs; without it, or without images, nothing but a plain prefill happens.
+// On failure the conversation is as it was before the call (PAC_ERR_CONTEXT: nothing was evaluated at all).
+PAC_API int32_t pac_prompt(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
+        int32_t reserve, bool observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out);
+
+struct pac_method {
+    double keep;        // kept share of the visual cells, (0, 1]
+    double alpha;       // elite threshold, (0, 1]
+    int32_t window;     // 0 elite, 1 last n text tokens, 2 all text tokens
+    int32_t window_n;   // n of window 1
+    int32_t allocation; // 0 strength + skewness, 1 uniform, 2 pyramid, 3 strength, 4 skewness, 5 prefix
+    int32_t min_keep;   // cells that every layer keeps at least, default 1
+};
+PAC_API struct pac_method pac_method_default(void);
+
+struct pac_scores {
+    int32_t n_layers;
+    int32_t n_visual;
+    const float   * scores;   // [n_layers, n_visual]: I of method section 1
+    const int32_t * n_elite;  // [n_layers]
+    const int32_t * elite;    // concatenated: prompt token indices of each layer's observing tokens, ascending
+    double ms;
+};
+// Scores the visual tokens of the last pac_prompt. PAC_ERR_STATE when it was not observed or was compressed already.
+PAC_API int32_t pac_score(pac_engine * engine, const struct pac_method * method, struct pac_scores * out);
+
+struct pac_compression {
+    int32_t n_layers;
+    int32_t n_visual;
+    const int32_t * budgets;  // [n_layers]: visual cells kept
+    const int32_t * kept;     // concatenated: each layer's kept visual indices, ascending
+    const double  * strength; // [n_layers], as measured; method section 2
+    const double  * skewness; // [n_layers], as measured
+    int64_t kv_bytes_full;    // bytes of the sequence's cells in all layers before
+    int64_t kv_bytes;         // after: sum over layers of (kept visual + text) * row bytes
+    double  ms_score;
+    double  ms_evict;
+};
+// Evicts given visual tokens: budgets [n_layers], kept: concatenated ascending indices. mask_only: hide instead of move
+// (the oracle for tests; frees nothing).
+PAC_API int32_t pac_evict(pac_engine * engine, const int32_t * budgets, const int32_t * kept, bool mask_only,
+        struct pac_compression * out);
+// Score, allocate, select, evict.
+PAC_API int32_t pac_compress(pac_engine * engine, const struct pac_method * method, bool mask_only,
+        struct pac_scores * scores, struct pac_compression * out);
+
+// Layer budgets of method section 2 from scores [n_layers, n_visual]; pure, no engine. strength, skewness: NULL or [n_layers].
+PAC_API int32_t pac_allocate(const struct pac_method * method, const float * scores, int32_t n_layers, int32_t n_visual,
+        int32_t * budgets, double * strength, double * skewness);
+// Kept sets of method section 3: budgets [n_layers] -> kept [sum of budgets]; pure, no engine.
+PAC_API int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t * kept);
+
+// Next token from the current logits. temperature 0: the most likely one (ties: the lowest id).
+PAC_API int32_t pac_sample(pac_engine * engine, float temperature, uint32_t seed, int32_t * token, bool * end_of_answer);
+// Bytes of a token (not NUL-terminated; may end inside a UTF-8 sequence): returns their count, or a negative pac_status.
+PAC_API int32_t pac_token_bytes(const pac_engine * engine, int32_t token, char * buffer, int32_t size);
+// Appends one token to the conversation.
+PAC_API int32_t pac_decode(pac_engine * engine, int32_t token);
+// Logits of the last evaluated token: [n_vocab].
+PAC_API int32_t pac_logits(pac_engine * engine, const float ** logits, int32_t * n_vocab);
+
+struct pac_stats {
+    int32_t n_ctx;
+    int32_t n_past;         // cells of the table in use
+    int32_t n_free;         // cells free for what comes
+    int32_t n_graphs_reused;
+    int32_t n_decodes;      // graph evaluations since the last pac_prompt
+    int64_t kv_bytes;       // bytes that attention reads: sum over layers of their cells * row bytes
+    int64_t kv_bytes_allocated;
+};
+PAC_API int32_t pac_engine_stats(const pac_engine * engine, struct pac_stats * out);
+
+// Forgets the conversation.
+PAC_API int32_t pac_reset(pac_engine * engine);
+
+// cffi-end
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif // PYAIRCACHE_H
