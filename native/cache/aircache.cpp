@@ -151,13 +151,10 @@ std::string llama_aircache::unsupported(llama_context * lctx) {
     if (lctx->get_model().split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
         return "tensor-parallel caches (split mode tensor) are not supported";
     }
-    if (kv->v_trans) {
-        return "flash attention is off (V is stored transposed): switch it on";
-    }
 
     for (const auto & layer : kv->layers) {
         // rows are moved as 32-bit words
-        if (layer.k->nb[1] % 4 != 0 || layer.v->nb[1] % 4 != 0) {
+        if (layer.k->nb[1] % 4 != 0 || (!kv->v_trans && layer.v->nb[1] % 4 != 0)) {
             return std::string("rows of a ") + ggml_type_name(layer.k->type) + " cache of this width are no multiple of 4 bytes: use f16";
         }
     }

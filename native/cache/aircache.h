@@ -20,7 +20,7 @@ class llama_io_read_i;
 class llama_io_write_i;
 
 // flag in the stream count of a saved state: zones follow (llama_kv_cache::state_write)
-#define LLAMA_AIRCACHE_STATE 0x80000000u
+#define LLAMA_AIRCACHE_STATE_FLAG 0x80000000u
 
 // the compressed region of one stream; atomic: its cells are removed, copied and shifted together
 struct llama_aircache_zone {
@@ -149,6 +149,9 @@ public:
     // one stream of a layer: [n_embd, n_cells]
     ggml_tensor * k(uint32_t ikv, uint32_t stream) const { return kv.layers[ikv].k_stream[stream]; }
     ggml_tensor * v(uint32_t ikv, uint32_t stream) const { return kv.layers[ikv].v_stream[stream]; }
+
+    // without flash attention V is stored by channel: [n_cells, n_embd] in memory
+    bool v_trans() const { return kv.v_trans; }
 
     void stats(llama_seq_id seq, llama_aircache_seq_stats & out) const;
 

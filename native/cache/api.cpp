@@ -213,16 +213,18 @@ int32_t llama_aircache_allocate(const llama_aircache_method * method, const floa
             if (skewness) { skewness[l] = sk[l]; }
         }
 
-        const auto weights = method->allocation == LLAMA_AIRCACHE_ALLOC_PREFIX ?
-            aircache::prefix_weights(scores, n_layer, n_visual, method->keep) :
-            aircache::layer_weights(method->allocation, st, sk);
+        const int32_t lo    = std::min(method->min_keep, n_visual);
+        const double  exact = method->keep*n_layer*n_visual;
+        const int64_t total = std::max<int64_t>(std::floor(exact + 0.5), (int64_t) lo*n_layer);
 
-        const double lo    = std::min(method->min_keep, n_visual);
-        const double hi    = n_visual;
-        const double exact = method->keep*n_layer*n_visual;
-
-        const auto real = aircache::spread(weights, std::min(std::max(exact, lo*n_layer), hi*n_layer), lo, hi);
-        const auto res  = aircache::round_to_total(real, std::max<int64_t>(std::floor(exact + 0.5), lo*n_layer), n_visual);
+        std::vector<int32_t> res;
+        if (method->allocation == LLAMA_AIRCACHE_ALLOC_PREFIX) {
+            res = aircache::prefix_budgets(scores, n_layer, n_visual, total, lo);
+        } else {
+            const auto weights = aircache::layer_weights(method->allocation, method->keep*n_visual, n_visual, st, sk);
+            const auto real    = aircache::spread(weights, std::max(exact, (double) lo*n_layer), lo, n_visual);
+            res = aircache::round_to_total(real, total, n_visual);
+        }
 
         std::copy(res.begin(), res.end(), budgets);
         return status;

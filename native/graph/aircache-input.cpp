@@ -121,24 +121,31 @@ void llama_aircache_input::set_input(const llama_ubatch * ubatch, const llama_kv
 
     GGML_ASSERT(ggml_backend_buffer_is_host(masks->buffer) && ggml_backend_buffer_is_host(kq_mask->buffer));
 
+    if (masks->type == GGML_TYPE_F16) {
+        fill_masks<ggml_fp16_t>(mctx, kq_mask, ggml_fp32_to_fp16(-INFINITY));
+    } else {
+        fill_masks<float>(mctx, kq_mask, -INFINITY);
+    }
+}
+
+template <typename T>
+void llama_aircache_input::fill_masks(const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask, T drop) {
     const auto & sinfo = mctx->get_sinfo();
 
     const int64_t n_kv  = kq_mask->ne[0];
     const int64_t n_tps = kq_mask->ne[1];
 
-    const ggml_fp16_t drop = ggml_fp32_to_fp16(-INFINITY);
-
     for (const auto & g : groups) {
-        auto * dst = (ggml_fp16_t *) masks->data + g.offset;
+        T * dst = (T *) masks->data + g.offset;
 
         for (size_t s = 0; s < sinfo.strm.size(); ++s) {
             for (int64_t t = 0; t < n_tps; ++t) {
-                const auto * src = (const ggml_fp16_t *) kq_mask->data + (s*n_tps + t)*n_kv;
+                const T * src = (const T *) kq_mask->data + (s*n_tps + t)*n_kv;
 
-                memcpy(dst, src + g.i0, (n_kv - g.i0)*sizeof(*dst));
+                memcpy(dst, src + g.i0, (n_kv - g.i0)*sizeof(T));
 
-                for (uint32_t i = g.i0; i < g.start[s]; ++i) {
-                    dst[i - g.i0] = drop;
+                if (g.start[s] > g.i0) {
+                    std::fill(dst, dst + g.start[s] - g.i0, drop);
                 }
 
                 const auto & hidden = air->zone(sinfo.strm[s]).hidden;

@@ -35,10 +35,13 @@ private:
         int32_t               hidden; // layer whose hidden cells count (mask-only mode), or -1
         uint32_t              i0;     // first cell of the view
         int64_t               offset; // of the group's mask in masks, in elements
-        ggml_tensor         * mask;   // F16 [n_kv - i0, n_tokens/n_stream, 1, n_stream]
+        ggml_tensor         * mask;   // [n_kv - i0, n_tokens/n_stream, 1, n_stream]
     };
 
     void build_masks(ggml_context * ctx, ggml_cgraph * gf, const llama_kv_cache_context * mctx, ggml_tensor * kq_mask);
+
+    template <typename T>
+    void fill_masks(const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask, T drop);
 
     llama_aircache * air     = nullptr;
     uint64_t         version = 0;
@@ -46,7 +49,7 @@ private:
     std::vector<group>   groups;
     std::vector<int32_t> layer_group; // [n_layer]
 
-    ggml_tensor * masks = nullptr; // F16: all groups' masks, one after the other (one upload for all layers)
+    ggml_tensor * masks = nullptr; // all groups' masks, one after the other (one upload for all layers)
 
     std::vector<llama_seq_id>  seqs; // observed sequences in the ubatch
     std::vector<ggml_tensor *> rows; // I64 [n_tokens] for each: row of the query buffer

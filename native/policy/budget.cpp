@@ -46,7 +46,8 @@ static std::vector<double> mean_one(std::vector<double> v) {
     return v;
 }
 
-std::vector<double> layer_weights(int32_t allocation, const std::vector<double> & strength, const std::vector<double> & skewness) {
+std::vector<double> layer_weights(int32_t allocation, double cells, int32_t n_visual,
+        const std::vector<double> & strength, const std::vector<double> & skewness) {
     const size_t n = strength.size();
 
     std::vector<double> res(n, 1.0);
@@ -54,13 +55,6 @@ std::vector<double> layer_weights(int32_t allocation, const std::vector<double> 
     switch (allocation) {
         case LLAMA_AIRCACHE_ALLOC_STRENGTH: return mean_one(strength);
         case LLAMA_AIRCACHE_ALLOC_SKEWNESS: return mean_one(skewness);
-        case LLAMA_AIRCACHE_ALLOC_PYRAMID:
-            // from 2 - 1/20 in the first layer down to 1/20 in the last (PyramidKV's beta = 20)
-            for (size_t l = 0; n > 1 && l < n; ++l) {
-                const double lo = 1.0/20;
-                res[l] = (2.0 - lo) - (2.0 - 2.0*lo)*l/(n - 1.0);
-            }
-            return res;
         case LLAMA_AIRCACHE_ALLOC_AIRCACHE:
             {
                 const auto st = mean_one(strength);
@@ -70,41 +64,47 @@ std::vector<double> layer_weights(int32_t allocation, const std::vector<double> 
                 }
                 return res;
             }
+        case LLAMA_AIRCACHE_ALLOC_PYRAMID:
+            {
+                // linear from first to last; the last gets 1/20 of the mean (PyramidKV's beta) unless the first is full
+                const double first = std::min(2*cells - cells/20, (double) n_visual);
+                const double last  = 2*cells - first;
+                for (size_t l = 0; n > 1 && l < n; ++l) {
+                    res[l] = first + (last - first)*l/(n - 1.0);
+                }
+                return res;
+            }
         default: return res;
     }
 }
 
-std::vector<double> prefix_weights(const float * scores, int32_t n_layer, int32_t n_visual, double keep) {
-    // cumulated shares of the descending scores of each layer
-    std::vector<std::vector<double>> cum(n_layer);
+std::vector<int32_t> prefix_budgets(const float * scores, int32_t n_layer, int32_t n_visual, int64_t total, int32_t lo) {
+    // A layer needs 1 + #{k: c[k] < p} cells to hold the share p, c being its cumulated descending scores. So raising p
+    // adds a cell whenever it passes a c of some layer: the answer is the first ones of all these c.
+    std::vector<std::pair<double, int32_t>> steps;
+
     for (int32_t l = 0; l < n_layer; ++l) {
-        std::vector<double> s(scores + (size_t) l*n_visual, scores + (size_t) (l + 1)*n_visual);
-        std::sort(s.begin(), s.end(), std::greater<double>());
-        std::partial_sum(s.begin(), s.end(), s.begin());
-        const double sum = s.back();
-        for (int32_t k = 0; k < n_visual; ++k) {
-            s[k] = sum > 0.0 ? s[k]/sum : (k + 1.0)/n_visual;
+        std::vector<double> c(scores + (size_t) l*n_visual, scores + (size_t) (l + 1)*n_visual);
+        std::sort(c.begin(), c.end(), std::greater<double>());
+        if (!(c.front() > 0.0)) {
+            std::fill(c.begin(), c.end(), 1.0); // no importance at all: flat
         }
-        cum[l] = std::move(s);
+        const double sum = std::accumulate(c.begin(), c.end(), 0.0);
+        for (double & x : c) {
+            x /= sum;
+        }
+        std::partial_sum(c.begin(), c.end(), c.begin());
+        for (int32_t k = lo - 1; k < n_visual - 1; ++k) {
+            steps.emplace_back(c[k], l);
+        }
     }
 
-    const double total = keep*n_layer*n_visual;
+    std::stable_sort(steps.begin(), steps.end(), [](const auto & a, const auto & b) { return a.first < b.first; });
 
-    std::vector<double> res(n_layer, 1.0);
-
-    double lo = 0.0;
-    double hi = 1.0;
-    for (int it = 0; it < 40; ++it) {
-        const double p = (lo + hi)/2;
-        double sum = 0.0;
-        for (int32_t l = 0; l < n_layer; ++l) {
-            const auto n_below = std::lower_bound(cum[l].begin(), cum[l].end(), p) - cum[l].begin();
-            res[l] = std::min<double>(n_visual, 1.0 + n_below);
-            sum += res[l];
-        }
-        (sum > total ? hi : lo) = p;
+    std::vector<int32_t> res(n_layer, lo);
+    for (int64_t i = 0; i < total - (int64_t) n_layer*lo; ++i) {
+        res[steps[i].second]++;
     }
-
     return res;
 }
 

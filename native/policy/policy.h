@@ -12,11 +12,13 @@ double strength(const float * scores, int32_t n_visual);
 // sample skewness of a layer's importances; 0 where negative or undefined
 double skewness(const float * scores, int32_t n_visual);
 
-// weights with mean 1 per layer for one of enum llama_aircache_allocation (all but prefix)
-std::vector<double> layer_weights(int32_t allocation, const std::vector<double> & strength, const std::vector<double> & skewness);
+// what each layer's budget is proportional to, for one of enum llama_aircache_allocation (all but prefix)
+// cells: mean budget, keep * n_visual
+std::vector<double> layer_weights(int32_t allocation, double cells, int32_t n_visual,
+        const std::vector<double> & strength, const std::vector<double> & skewness);
 
-// PrefixKV's weights: cells each layer needs to hold the same share of its importance
-std::vector<double> prefix_weights(const float * scores, int32_t n_layer, int32_t n_visual, double keep);
+// PrefixKV: every layer keeps the same share of its importance; budgets of at least lo that add up to total
+std::vector<int32_t> prefix_budgets(const float * scores, int32_t n_layer, int32_t n_visual, int64_t total, int32_t lo);
 
 // real budgets clamp(c * weight, lo, hi) with one c such that they add up to total
 std::vector<double> spread(const std::vector<double> & weights, double total, double lo, double hi);

@@ -1,0 +1,85 @@
+# make demo    builds everything and shows what compression does, with the sample model and page in the package
+# make test    builds everything, also the unpatched libllama for comparison, and runs all tests
+# make lint    ruff and mypy
+# make build   only builds: the package is then importable from .venv and from here
+# make clean   removes what was built and fetched; make distclean .venv too
+#
+# Every target sets up .venv itself. CMAKE_ARGS="-DGGML_CUDA=ON" make build passes options to CMake.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0# taken first, by itself: TORCH="--index-url ... torch" picks another build of it
+PYTEST_ARGS ?=
+
+VENV := .venv
+PY   := $(VENV)/bin/python
+PIP  := $(PY) -m pip --disable-pip-version-check
+
+# The RPC backend is a device without host memory that needs no GPU: tests run on it. One build for demo and tests.
+override CMAKE_ARGS := -DGGML_RPC=ON $(CMAKE_ARGS)
+export CMAKE_ARGS
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+# What the libraries are made of. Python files are not in it: they are used where they lie.
+SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock \
+	$(shell find cmake native patches -type f -not -name '*.pyc' 2>/dev/null)
+
+.PHONY: demo test lint build stock clean distclean FORCE
+
+demo: build
+	$(PY) -m pyaircache.demo
+
+test: build $(VENV)/tests.done stock
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/lint.done
+	$(PY) -m ruff check
+	$(PY) -m mypy
+
+build: build/build.done
+
+stock: build/stock.done
+
+# --- set-up: a file in .venv or build says that a step is done ---------------------------------------------------------
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; name one with PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "cannot create $(VENV): Debian and Ubuntu have venv in the package python3-venv"; exit 1; }
+
+# cmake and ninja from PyPI only where the system has none.
+$(VENV)/tools.done: | $(PY)
+	$(PIP) install -q "scikit-build-core>=0.11" $(shell command -v cmake >/dev/null || echo cmake) \
+		$(shell command -v ninja >/dev/null || echo ninja)
+	@touch $@
+
+# An editable install: Python files are used from here, libraries and programs are put beside them.
+build/build.done: $(SOURCES) build/cmake-args $(VENV)/tools.done
+	$(PIP) install -v --no-build-isolation -e .
+	@touch $@
+
+STOCK_SOURCES := llama.cpp.lock $(wildcard cmake/stock* cmake/stock/*) cmake/llama-options.cmake cmake/ccache.cmake
+build/stock.done: $(STOCK_SOURCES) build/cmake-args | build/build.done
+	cmake --build build --target stock
+	@touch $@
+
+$(VENV)/tests.done: pyproject.toml | $(PY)
+	$(PIP) install -q $(TORCH)
+	$(PIP) install -q $$($(PY) cmake/requires.py test)
+	@touch $@
+
+$(VENV)/lint.done: pyproject.toml | $(PY)
+	$(PIP) install -q $$($(PY) cmake/requires.py lint)
+	@touch $@
+
+# Rewritten only when the options change: then the build runs again.
+build/cmake-args: FORCE
+	@mkdir -p build
+	@echo '$(CMAKE_ARGS)' | cmp -s - $@ || echo '$(CMAKE_ARGS)' > $@
+
+clean:
+	rm -rf build dist vendor pyaircache/lib pyaircache/bin
+	find pyaircache tests cmake -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

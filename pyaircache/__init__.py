@@ -1,0 +1,61 @@
+"""pyaircache: ask vision-language models about images, with a compressed visual KV cache (AirCache) in llama.cpp.
+
+::
+
+    from pyaircache import Chat
+
+    with Chat("model.gguf", keep=0.1) as chat:
+        answer = chat.ask("page.png", "What is the total?")
+        print(answer)
+        print(answer.report)
+"""
+
+from __future__ import annotations
+
+from importlib import metadata as _metadata
+
+from ._structs import Info, Span
+from .answer import Answer, AnswerStream
+from .chat import Chat
+from .errors import (
+    ArgumentError,
+    ContextError,
+    EngineError,
+    ImageError,
+    ImageNotFoundError,
+    ModelError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    ProjectorError,
+    PyAircacheError,
+    StateError,
+    UnsupportedError,
+)
+from .report import Report
+
+try:
+    __version__ = _metadata.version("pyaircache")
+except _metadata.PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Answer",
+    "AnswerStream",
+    "ArgumentError",
+    "Chat",
+    "ContextError",
+    "EngineError",
+    "ImageError",
+    "ImageNotFoundError",
+    "Info",
+    "ModelError",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "ProjectorError",
+    "PyAircacheError",
+    "Report",
+    "Span",
+    "StateError",
+    "UnsupportedError",
+    "__version__",
+]

@@ -1,0 +1,123 @@
+"""Plain data that crosses the border to the engine, as Python objects.
+
+Field names are those of the C structs in ``pyaircache.h``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a loaded model is and can do."""
+
+    description: str
+    architecture: str
+    projector: str
+    n_layers: int
+    n_embd: int
+    n_heads: int
+    n_heads_kv: int
+    n_vocab: int
+    n_ctx: int
+    n_ctx_train: int
+    n_params: int
+    model_bytes: int
+    kv_bytes_per_token: int
+    vision: bool
+    can_compress: bool
+    why_not: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a JSON-able dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation; the engine's marker stands for an image."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """One run of visual tokens: a picture, or one tile of it."""
+
+    image: int
+    """Index into the images of the question."""
+    first: int
+    """Index of its first token among the prompt's tokens."""
+    n_tokens: int
+    nx: int
+    """Columns of the token grid; 0 when the tokens do not form a grid."""
+    ny: int
+    """Rows of the token grid."""
+    pos0: int = 0
+    pos1: int = 0
+
+
+@dataclass(frozen=True)
+class PromptInfo:
+    """Result of a prefill; times in milliseconds."""
+
+    n_tokens: int
+    n_visual: int
+    n_past: int
+    spans: list[Span]
+    ms_encode: float
+    ms_prefill: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """Parameters of a compression; None keeps the engine's default (method sections 1 and 2)."""
+
+    keep: float
+    alpha: float | None = None
+    window: int | None = None
+    window_n: int | None = None
+    allocation: int | None = None
+    min_keep: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Importance I of method section 1: scores [L, N_v], elite: L arrays of prompt token indices."""
+
+    scores: NDArray[np.float32]
+    elite: list[NDArray[np.int32]]
+    ms: float
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Result of an eviction: budgets, strength, skewness [L]; kept: L arrays of visual indices."""
+
+    budgets: NDArray[np.int32]
+    kept: list[NDArray[np.int32]]
+    strength: NDArray[np.float64]
+    skewness: NDArray[np.float64]
+    kv_bytes_full: int
+    kv_bytes: int
+    ms_score: float
+    ms_evict: float
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The engine's counters."""
+
+    n_ctx: int
+    n_past: int
+    n_free: int
+    n_graphs_reused: int
+    n_decodes: int
+    kv_bytes: int
+    kv_bytes_allocated: int

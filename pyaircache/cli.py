@@ -1,0 +1,214 @@
+"""The command line: ``pyaircache ask`` and ``pyaircache info``.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong usage or argument, 130 Ctrl-C, 1 any other
+error.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from PIL import Image
+
+from . import __version__, _engine
+from ._options import METHODS
+from .answer import Answer
+from .chat import Chat
+from .errors import ArgumentError, EngineError, PyAircacheError
+from .images import Picture
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class _Group(click.Group):
+    """Reports every error as one line on stderr."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs a command; in standalone mode leaves with the exit code of the module's docstring."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output has gone: nothing left to say, and nobody to say it to
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_ERROR)
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(EXIT_INTERRUPTED)
+        except click.ClickException as exc:
+            _fail(exc.format_message(), exc.exit_code)
+        except ArgumentError as exc:
+            _fail(str(exc), EXIT_USAGE)
+        except (PyAircacheError, OSError) as exc:
+            _fail(str(exc), EXIT_ERROR)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"pyaircache: error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _print_version(context: click.Context, _param: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    try:
+        engine = f", engine {_engine.version()}"
+    except EngineError:
+        engine = ", engine not found"
+    click.echo(f"pyaircache {__version__}{engine}")
+    context.exit()
+
+
+@click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Versions.")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Ask vision-language models about images, with a compressed visual KV cache."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="replace")
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@main.command()
+@click.argument("images", metavar="IMAGE...", nargs=-1)
+@click.argument("question")
+@click.option("-m", "--model", metavar="GGUF", help="Language model; default: the small bundled one.")
+@click.option("--mmproj", metavar="GGUF", help="Its vision projector; default: the one in the model's folder.")
+@click.option("--keep", type=float, default=0.10, show_default=True, help="Share of visual KV cells to keep, (0, 1].")
+@click.option("--method", default="aircache", show_default=True, help=f"One of: {', '.join(METHODS)}.")
+@click.option("--alpha", type=float, default=0.9, show_default=True, help="Elite threshold, (0, 1].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the answer and the report's numbers.")
+@click.option("--heatmap", metavar="OUT.png", help="Paint what was kept onto the image.")
+@click.option("-c", "--ctx", type=int, help="Context window in tokens; default: the model's own, at most 32768.")
+@click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="Longest answer.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: always the most likely token.")
+@click.option("--seed", type=int, help="Makes an answer with a temperature repeatable.")
+@click.option("-ngl", "--n-gpu-layers", type=int, default=-1, show_default=True, help="Layers on the GPU; -1: all.")
+@click.option("-t", "--threads", type=int, help="CPU threads; default: one per physical core.")
+@click.option("-ctk", "--cache-type-k", default="f16", show_default=True, help="Type of the cache's keys.")
+@click.option("-ctv", "--cache-type-v", default="f16", show_default=True, help="Type of the cache's values.")
+@click.option("--rpc", "rpc_servers", metavar="HOST:PORT,...", help="Compute on ggml RPC servers.")
+@click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log, and the report, on stderr.")
+def ask(
+    images: tuple[str, ...],
+    question: str,
+    model: str | None,
+    mmproj: str | None,
+    keep: float,
+    method: str,
+    alpha: float,
+    as_json: bool,
+    heatmap: str | None,
+    ctx: int | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    n_gpu_layers: int,
+    threads: int | None,
+    cache_type_k: str,
+    cache_type_v: str,
+    rpc_servers: str | None,
+    verbose: bool,
+) -> None:
+    """Ask QUESTION about one or more images ("-" reads one from stdin)."""
+    if not images and (os.path.isfile(question) or _is_picture_name(question)):
+        raise click.UsageError(f"Missing argument 'QUESTION': what is the question about {question}?")
+    _check_heatmap(heatmap, images)
+    pictures: list[Picture] = [sys.stdin.buffer.read() if name == "-" else name for name in images]
+    chat = Chat(
+        model,
+        mmproj,
+        keep=keep,
+        method=method,
+        alpha=alpha,
+        n_ctx=ctx,
+        n_gpu_layers=n_gpu_layers,
+        n_threads=threads,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        rpc_servers=rpc_servers,
+        verbose=verbose,
+    )
+    options: Any = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    with chat, chat.ask(pictures or None, question, stream=True, **options) as stream:
+        for piece in stream:
+            if not as_json:
+                click.echo(piece, nl=False)
+        answer = stream.answer
+    if heatmap is not None:
+        _write_heatmaps(answer, pictures, heatmap)
+    if as_json:
+        numbers = answer.report.to_dict(scalars_only=True)
+        click.echo(json.dumps({"answer": str(answer), **numbers, "budgets": answer.report.budgets.tolist()}))
+    else:
+        click.echo()
+    if verbose:
+        click.echo(repr(answer.report), err=True)
+
+
+def _is_picture_name(name: str) -> bool:
+    return Path(name).suffix.lower() in Image.registered_extensions()
+
+
+def _check_heatmap(heatmap: str | None, images: tuple[str, ...]) -> None:
+    """Finds a wrong --heatmap before the model has worked for it."""
+    if heatmap is None:
+        return
+    if not images:
+        raise click.UsageError("--heatmap needs an image")
+    if not _is_picture_name(heatmap):
+        raise click.UsageError(f"--heatmap {heatmap}: not the name of a picture file, such as heatmap.png")
+    if not Path(heatmap).resolve().parent.is_dir():
+        raise click.UsageError(f"--heatmap {heatmap}: there is no such folder")
+
+
+def _write_heatmaps(answer: Answer, pictures: list[Picture], out: str) -> None:
+    """Writes OUT.png; with several pictures OUT-1.png, OUT-2.png and so on."""
+    path = Path(out)
+    for index, picture in enumerate(pictures):
+        name = path if len(pictures) == 1 else path.with_stem(f"{path.stem}-{index + 1}")
+        answer.report.heatmap(picture, index).save(name)
+
+
+@main.command()
+@click.argument("model", metavar="MODEL.gguf")
+@click.option("--mmproj", metavar="GGUF", help="Vision projector; default: the one in the model's folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
+def info(model: str, mmproj: str | None, as_json: bool, verbose: bool) -> None:
+    """Show what MODEL.gguf is, and whether its visual cache can be compressed."""
+    with Chat(model, mmproj, n_ctx=512, n_gpu_layers=0, verbose=verbose) as chat:
+        fields = chat.info.to_dict()
+    del fields["n_ctx"]  # that of this look, not of the model
+    if as_json:
+        click.echo(json.dumps(fields))
+        return
+    for name, value in fields.items():
+        if name != "why_not" or value:
+            click.echo(f"{name.replace('_', ' '):<20} {_shown(value)}")
+
+
+def _shown(value: bool | int | str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else value or "-"
+
+
+if __name__ == "__main__":
+    main(prog_name="pyaircache")

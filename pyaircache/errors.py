@@ -1,0 +1,71 @@
+"""Exceptions of this package.
+
+Every error a user can meet derives from :class:`PyAircacheError`; no C status code ever reaches a caller, the engine's
+own message is in ``args[0]``. Problems with an argument are also ``ValueError``, missing files also
+``FileNotFoundError``, so that ordinary ``except`` clauses work.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentError",
+    "ContextError",
+    "EngineError",
+    "ImageError",
+    "ImageNotFoundError",
+    "ModelError",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "ProjectorError",
+    "PyAircacheError",
+    "StateError",
+    "UnsupportedError",
+]
+
+
+class PyAircacheError(Exception):
+    """Base of all errors of this package. Never raised itself."""
+
+
+class ArgumentError(PyAircacheError, ValueError):
+    """An argument is outside its limits; the message names the value and the limits."""
+
+
+class ImageError(PyAircacheError, ValueError):
+    """A picture cannot be read or used."""
+
+
+class ImageNotFoundError(ImageError, FileNotFoundError):
+    """A picture's file does not exist."""
+
+
+class ModelError(PyAircacheError):
+    """The model file is not a GGUF, or not a model that this build can load."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """A model or projector file does not exist."""
+
+
+class ProjectorError(PyAircacheError):
+    """There is no projector (mmproj) for a question about an image, or it does not fit the model."""
+
+
+class ContextError(PyAircacheError):
+    """The prompt does not fit the context window; the message says how much is needed and what to do."""
+
+
+class OutOfMemoryError(PyAircacheError, MemoryError):
+    """The model, the cache or a graph does not fit into memory."""
+
+
+class UnsupportedError(PyAircacheError):
+    """This model or cache cannot be compressed, or cannot do what was asked; the message names the reason."""
+
+
+class StateError(PyAircacheError, RuntimeError):
+    """Called at the wrong time: the Chat is closed, or a streamed answer is still open."""
+
+
+class EngineError(PyAircacheError, RuntimeError):
+    """The engine library is missing, or a backend failed."""

@@ -1,0 +1,112 @@
+"""Both benchmarks from option to table and JSON, on an engine of paper: no library needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import decode
+import harness
+import numpy as np
+import overhead
+import pytest
+from click.testing import CliRunner
+from random_gguf import PRESETS
+
+ROW = decode.row_bytes(PRESETS["tiny"], "f16")
+LAYERS, TEXT = PRESETS["tiny"].layers, 30
+
+
+class PaperEngine:
+    """Answers the calls that the benchmarks make; counts cells, takes no time."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.cells = 0
+        self.decodes = 0
+
+    def close(self) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def marker(self) -> str:
+        return "<image>"
+
+    def apply_template(self, messages: list[Any]) -> str:
+        return messages[0].content
+
+    def prompt(self, text: str, images: list[np.ndarray], reserve: int, observe: bool) -> SimpleNamespace:
+        assert text.count("<image>") == len(images)
+        self.visual = sum(image.shape[0] * image.shape[1] for image in images) // 28**2
+        self.cells = LAYERS * (self.visual + TEXT)
+        self.observed = observe
+        prefill = 1004.0 if observe else 1000.0
+        return SimpleNamespace(n_tokens=self.visual + TEXT, n_visual=self.visual, ms_prefill=prefill, ms_encode=9.0)
+
+    def compress(self, method: Any) -> tuple[None, SimpleNamespace]:
+        assert self.observed
+        budgets = np.full(LAYERS, int(method.keep * self.visual), np.int32)
+        self.cells = int(budgets.sum()) + LAYERS * TEXT
+        return None, SimpleNamespace(budgets=budgets, ms_score=3.0, ms_evict=2.0)
+
+    def sample(self) -> tuple[int, bool]:
+        return 0, False
+
+    def decode(self, token: int) -> None:
+        self.decodes += 1
+
+    def logits(self) -> np.ndarray:
+        return np.zeros(1, np.float32)
+
+    def stats(self) -> SimpleNamespace:
+        bytes_in_use = self.cells * ROW
+        return SimpleNamespace(
+            kv_bytes=bytes_in_use,
+            kv_bytes_allocated=bytes_in_use,
+            n_decodes=self.decodes,
+            n_graphs_reused=max(self.decodes - 1, 0),
+        )
+
+
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Any, *options: str) -> tuple[str, dict]:
+    quiet = SimpleNamespace(pac_log_set=lambda *_: None)
+    monkeypatch.setattr(harness, "CACHE", tmp_path)
+    monkeypatch.setattr(harness, "Engine", PaperEngine)
+    monkeypatch.setattr(harness, "version", lambda: "paper")
+    monkeypatch.setattr(harness._ffi, "load", lambda: (SimpleNamespace(NULL=None), quiet, None))
+    path = tmp_path / "out.json"
+    result = CliRunner().invoke(script.main, ["--preset", "tiny", "--visual", "200", "--json", str(path), *options])
+    assert result.exit_code == 0, result.output
+    assert str(tmp_path) not in path.read_text()
+    return result.output, json.loads(path.read_text())
+
+
+def test_overhead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output, data = run(monkeypatch, tmp_path, overhead, "--rounds", "3")
+    assert data["figures"]["overhead (% of plain)"]["median"] == pytest.approx(0.9)
+    assert len(data["rounds"]) == 3
+    assert "overhead (% of plain)" in output
+
+
+def test_decode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output, data = run(monkeypatch, tmp_path, decode, "--tokens", "8")
+    assert "the engine counts" not in output
+    full, kept = data["full"][0], data["kept"][0]
+    assert full["kv bytes"] == LAYERS * (full["visual"] + TEXT) * ROW
+    assert kept["kv bytes"] == LAYERS * (20 + TEXT) * ROW
+    assert (full["graphs"], len(data["full"]), len(data["kept"])) == (8, 3, 3)
+
+
+@pytest.mark.parametrize("options", [("--keep", "1"), ("--rounds", "0"), ("--visual", "3")])
+def test_limits_are_named(options: tuple[str, str]) -> None:
+    result = CliRunner().invoke(decode.main, list(options))
+    assert result.exit_code == 2
+    assert f"got {options[1]}" in result.output
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.5, False), (4.0, True)])
+def test_a_busy_machine_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: float, warned: bool) -> None:
+    monkeypatch.setattr(harness, "machine", lambda: {"cpu": "paper", "cores": 2, "load": load, "system": "none"})
+    output, _ = run(monkeypatch, tmp_path, decode, "--tokens", "8")
+    assert ("the machine was busy" in output) == warned

@@ -1,0 +1,494 @@
+// Tests of llama-aircache.h on a real model, without images: any run of tokens can be declared visual.
+//
+//   test-aircache MODEL.gguf CASE [CACHE_TYPE [fa|nofa [RPC_SERVER]]]     exit code 0: passed
+//
+// Driven by tests/native/test_native.py, one process a case.
+
+#include "llama-aircache.h"
+
+#include "llama-cpp.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#define CHECK(cond) do { if (!(cond)) { fprintf(stderr, "%s:%d: %s failed (%s)\n", __FILE__, __LINE__, #cond, llama_aircache_error()); exit(1); } } while (0)
+
+static llama_model * model;
+static ggml_type     type_kv = GGML_TYPE_F16;
+static bool          flash   = true;
+
+using tokens = std::vector<llama_token>;
+
+static llama_context_ptr context(uint32_t n_seq = 1, bool unified = false, uint32_t n_ctx = 1024) {
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx           = n_ctx*n_seq;
+    params.n_batch         = 256;
+    params.n_ubatch        = 64; // prompts span several graphs
+    params.n_seq_max       = n_seq;
+    params.kv_unified      = unified;
+    params.n_threads       = 2;
+    params.n_threads_batch = 2;
+    params.type_k          = type_kv;
+    params.type_v          = type_kv;
+    params.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    llama_context_ptr res(llama_init_from_model(model, params));
+    CHECK(res);
+    return res;
+}
+
+static tokens random_tokens(int n, int seed) {
+    const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    tokens res(n);
+    uint32_t x = 12345 + seed;
+    for (auto & t : res) {
+        x = x*1664525 + 1013904223;
+        t = (x >> 8) % std::min(n_vocab, 250);
+    }
+    return res;
+}
+
+struct part { llama_seq_id seq; llama_pos pos; tokens toks; };
+
+// decodes parts of several sequences in one batch; logits of each part's last token
+static std::vector<std::vector<float>> decode(llama_context * ctx, const std::vector<part> & parts) {
+    size_t n = 0;
+    for (const auto & p : parts) {
+        n += p.toks.size();
+    }
+    llama_batch batch = llama_batch_init(n, 0, 1);
+    std::vector<int> outs;
+    for (const auto & p : parts) {
+        for (size_t i = 0; i < p.toks.size(); ++i) {
+            const int j = batch.n_tokens++;
+            batch.token[j] = p.toks[i];
+            batch.pos[j] = p.pos + i;
+            batch.n_seq_id[j] = 1;
+            batch.seq_id[j][0] = p.seq;
+            batch.logits[j] = i + 1 == p.toks.size();
+        }
+        outs.push_back(batch.n_tokens - 1);
+    }
+    CHECK(llama_decode(ctx, batch) == 0);
+    llama_batch_free(batch);
+
+    const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    std::vector<std::vector<float>> res;
+    for (const int i : outs) {
+        const float * l = llama_get_logits_ith(ctx, i);
+        res.emplace_back(l, l + n_vocab);
+    }
+    return res;
+}
+
+static std::vector<float> decode(llama_context * ctx, llama_seq_id seq, llama_pos pos, const tokens & toks) {
+    return decode(ctx, { { seq, pos, toks } })[0];
+}
+
+static llama_token argmax(const std::vector<float> & l) {
+    return std::max_element(l.begin(), l.end()) - l.begin();
+}
+
+static float max_diff(const std::vector<float> & a, const std::vector<float> & b) {
+    float res = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        res = std::max(res, std::fabs(a[i] - b[i]));
+    }
+    return res;
+}
+
+// The rows are the same, but summed in another order. llama.cpp's flash attention on the CPU sums in F16.
+static float tolerance() {
+    return flash ? 2e-2f : type_kv == GGML_TYPE_F32 ? 1e-4f : 2e-3f;
+}
+
+// prefix text, 90 "visual" tokens, question
+static const llama_aircache_span SPAN = { 11, 101 };
+static const int N_PROMPT = 131;
+
+static tokens prompt(int seed = 0) { return random_tokens(N_PROMPT, seed); }
+
+struct result { std::vector<float> scores; std::vector<int32_t> budgets; std::vector<int32_t> kept; };
+
+static result compress(llama_context * ctx, llama_seq_id seq, double keep, bool mask_only) {
+    auto method = llama_aircache_method_default();
+    method.keep = keep;
+
+    int32_t n_layer, n_visual, n_text;
+    CHECK(llama_aircache_dims(ctx, seq, &n_layer, &n_visual, &n_text) == 0);
+
+    result res;
+    res.scores.resize(n_layer*n_visual);
+    res.budgets.resize(n_layer);
+    CHECK(llama_aircache_score(ctx, seq, &method, res.scores.data(), nullptr) == 0);
+    CHECK(llama_aircache_allocate(&method, res.scores.data(), n_layer, n_visual, res.budgets.data(), nullptr, nullptr) == 0);
+    res.kept.resize(std::accumulate(res.budgets.begin(), res.budgets.end(), 0));
+    CHECK(llama_aircache_select(res.scores.data(), n_layer, n_visual, res.budgets.data(), res.kept.data()) == 0);
+    CHECK(llama_aircache_evict(ctx, seq, res.budgets.data(), res.kept.data(), mask_only) == 0);
+    return res;
+}
+
+static std::vector<float> prefill(llama_context * ctx, llama_seq_id seq, int seed = 0, const llama_aircache_span & span = SPAN) {
+    CHECK(llama_aircache_observe(ctx, seq, &span, 1, N_PROMPT) == 0);
+    return decode(ctx, seq, 0, prompt(seed));
+}
+
+// greedy tokens from pos on, and the logits of each step
+static std::vector<std::vector<float>> generate(llama_context * ctx, llama_seq_id seq, llama_pos pos, llama_token first, int n) {
+    std::vector<std::vector<float>> res;
+    llama_token cur = first;
+    for (int i = 0; i < n; ++i) {
+        res.push_back(decode(ctx, seq, pos + i, { cur }));
+        cur = argmax(res.back());
+    }
+    return res;
+}
+
+static void check_same(const std::vector<std::vector<float>> & a, const std::vector<std::vector<float>> & b) {
+    CHECK(a.size() == b.size());
+    for (size_t i = 0; i < a.size(); ++i) {
+        if (max_diff(a[i], b[i]) > tolerance()) {
+            fprintf(stderr, "step %zu: logits differ by %g\n", i, max_diff(a[i], b[i]));
+            exit(1);
+        }
+    }
+}
+
+//
+// cases
+//
+
+static void moved_equals_masked() {
+    for (const double keep : { 0.05, 0.3, 0.9 }) {
+        auto a = context();
+        auto b = context();
+        const auto la = prefill(a.get(), 0);
+        const auto lb = prefill(b.get(), 0);
+        CHECK(max_diff(la, lb) == 0.0f);
+        const auto ra = compress(a.get(), 0, keep, false);
+        const auto rb = compress(b.get(), 0, keep, true);
+        CHECK(ra.kept == rb.kept);
+        check_same(generate(a.get(), 0, N_PROMPT, argmax(la), 24), generate(b.get(), 0, N_PROMPT, argmax(lb), 24));
+        // a longer text afterwards spans several graphs
+        check_same({ decode(a.get(), 0, N_PROMPT + 24, random_tokens(150, 7)) }, { decode(b.get(), 0, N_PROMPT + 24, random_tokens(150, 7)) });
+    }
+}
+
+static void evicted_cells_are_not_seen() {
+    auto a = context();
+    auto b = context();
+    const auto la = prefill(a.get(), 0);
+    prefill(b.get(), 0);
+    compress(b.get(), 0, 0.05, false);
+    // not the same as the full cache, or the masks would do nothing
+    CHECK(max_diff(decode(a.get(), 0, N_PROMPT, { argmax(la) }), decode(b.get(), 0, N_PROMPT, { argmax(la) })) > 1e-3f);
+}
+
+static void keep_one_is_exact() {
+    auto a = context();
+    auto b = context();
+    const auto la = decode(a.get(), 0, 0, prompt());
+    const auto lb = prefill(b.get(), 0);
+    CHECK(max_diff(la, lb) == 0.0f);
+    compress(b.get(), 0, 1.0, false);
+    const auto ga = generate(a.get(), 0, N_PROMPT, argmax(la), 16);
+    const auto gb = generate(b.get(), 0, N_PROMPT, argmax(lb), 16);
+    for (size_t i = 0; i < ga.size(); ++i) {
+        CHECK(max_diff(ga[i], gb[i]) == 0.0f);
+    }
+}
+
+static void cells_are_freed() {
+    auto ctx = context(1, false, 256);
+    prefill(ctx.get(), 0);
+
+    llama_aircache_seq_stats before, after;
+    CHECK(llama_aircache_stats(ctx.get(), 0, &before) == 0);
+    CHECK(before.n_cells == N_PROMPT);
+    CHECK(before.kv_bytes == (int64_t) N_PROMPT*before.kv_bytes_cell);
+
+    const auto r = compress(ctx.get(), 0, 0.1, false);
+    CHECK(llama_aircache_stats(ctx.get(), 0, &after) == 0);
+
+    const int n_text = N_PROMPT - (SPAN.p1 - SPAN.p0);
+    const int n_zone = *std::max_element(r.budgets.begin(), r.budgets.end());
+    const int n_kept = std::accumulate(r.budgets.begin(), r.budgets.end(), 0);
+    CHECK(after.n_zone  == n_zone);
+    CHECK(after.n_cells == n_zone + n_text);
+    CHECK(after.n_free  == 256 - after.n_cells);
+    CHECK(after.kv_bytes == (before.kv_bytes_cell/(int64_t) r.budgets.size())*((int64_t) n_kept + n_text*(int64_t) r.budgets.size()));
+
+    // the room is really there: more tokens than would have fitted into the full cache
+    const int n_more = after.n_free;
+    CHECK(N_PROMPT + n_more > 256);
+    decode(ctx.get(), 0, N_PROMPT, random_tokens(n_more, 3));
+    CHECK(llama_aircache_stats(ctx.get(), 0, &after) == 0);
+    CHECK(after.n_free == 0);
+}
+
+static void graphs_are_reused() {
+    auto ctx = context();
+    const auto l = prefill(ctx.get(), 0);
+    compress(ctx.get(), 0, 0.2, false);
+    const int before = llama_perf_context(ctx.get()).n_reused;
+    generate(ctx.get(), 0, N_PROMPT, argmax(l), 64);
+    CHECK(llama_perf_context(ctx.get()).n_reused - before >= 62); // one new graph after the eviction, one at a 256 border
+}
+
+static void region_is_atomic() {
+    auto ctx = context();
+    auto * mem = llama_get_memory(ctx.get());
+    const auto l = prefill(ctx.get(), 0);
+    compress(ctx.get(), 0, 0.2, false);
+
+    const auto g1 = generate(ctx.get(), 0, N_PROMPT, argmax(l), 8);
+
+    CHECK(!llama_memory_seq_rm(mem, 0, 50, -1));          // cuts it
+    CHECK(!llama_memory_seq_rm(mem, 0, 0, 5));            // the text before it
+    CHECK(!llama_memory_seq_rm(mem, 0, 0, 60));
+    CHECK(llama_memory_seq_pos_max(mem, 0) == N_PROMPT + 7);
+    CHECK(llama_memory_seq_rm(mem, 0, N_PROMPT, -1));     // the tail
+    CHECK(llama_memory_seq_pos_max(mem, 0) == N_PROMPT - 1);
+
+    check_same(generate(ctx.get(), 0, N_PROMPT, argmax(l), 8), g1);
+
+    CHECK(llama_memory_seq_rm(mem, 0, SPAN.p1, -1));      // back to the end of the image
+    decode(ctx.get(), 0, SPAN.p1, random_tokens(20, 5));
+
+    // all of it: the cache is as new
+    CHECK(llama_memory_seq_rm(mem, 0, -1, -1));
+    llama_aircache_seq_stats stats;
+    CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0);
+    CHECK(stats.n_cells == 0 && stats.n_zone == 0);
+    auto fresh = context();
+    CHECK(max_diff(decode(ctx.get(), 0, 0, prompt(4)), decode(fresh.get(), 0, 0, prompt(4))) == 0.0f);
+
+    // and after clear()
+    llama_memory_clear(mem, false);
+    prefill(ctx.get(), 0);
+    compress(ctx.get(), 0, 0.2, false);
+    llama_memory_clear(mem, true);
+    auto fresh2 = context();
+    CHECK(max_diff(decode(ctx.get(), 0, 0, prompt(4)), decode(fresh2.get(), 0, 0, prompt(4))) == 0.0f);
+}
+
+static void second_image() {
+    // a later turn brings another image: survivors of the first stay, both zones are one
+    const int p = N_PROMPT + 10;
+    const llama_aircache_span span2 = { p + 5, p + 65 };
+    std::vector<std::vector<std::vector<float>>> runs;
+    for (const bool mask_only : { false, true }) {
+        auto ctx = context();
+        const auto l = prefill(ctx.get(), 0);
+        const auto r1 = compress(ctx.get(), 0, 0.2, mask_only);
+        generate(ctx.get(), 0, N_PROMPT, argmax(l), 10);
+        CHECK(llama_aircache_observe(ctx.get(), 0, &span2, 1, p + 85) == 0);
+        const auto l2 = decode(ctx.get(), 0, p, random_tokens(85, 9));
+        const auto r2 = compress(ctx.get(), 0, 0.3, mask_only);
+        if (!mask_only) {
+            llama_aircache_seq_stats stats;
+            CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0);
+            int n_zone = 0;
+            for (size_t i = 0; i < r1.budgets.size(); ++i) {
+                n_zone = std::max(n_zone, r1.budgets[i] + r2.budgets[i]);
+            }
+            CHECK(stats.n_zone == n_zone);
+        }
+        auto g = generate(ctx.get(), 0, p + 85, argmax(l2), 12);
+        g.insert(g.begin(), l2);
+        runs.push_back(g);
+    }
+    check_same(runs[0], runs[1]);
+}
+
+static void streams() {
+    // two sequences with streams of their own, compressed differently, decoded in one batch
+    auto ctx = context(3);
+    std::vector<std::vector<std::vector<float>>> alone(3);
+    std::vector<llama_token> first(3);
+    const double keep[3] = { 0.1, 0.5, 1.0 };
+
+    for (int s = 0; s < 3; ++s) {
+        auto one = context();
+        const auto l = prefill(one.get(), 0, s);
+        compress(one.get(), 0, keep[s], false);
+        first[s] = argmax(l);
+        alone[s] = generate(one.get(), 0, N_PROMPT, first[s], 8);
+    }
+
+    for (int s = 0; s < 3; ++s) {
+        CHECK(llama_aircache_observe(ctx.get(), s, &SPAN, 1, N_PROMPT) == 0);
+    }
+    // all three prompts in one batch each for prefix and rest, so that their text is observed together
+    decode(ctx.get(), { { 0, 0, prompt(0) } });
+    for (int s = 1; s < 3; ++s) {
+        tokens t = prompt(s);
+        decode(ctx.get(), { { s, 0, tokens(t.begin(), t.begin() + 100) } });
+    }
+    {
+        tokens t1 = prompt(1), t2 = prompt(2);
+        decode(ctx.get(), { { 1, 100, tokens(t1.begin() + 100, t1.end()) }, { 2, 100, tokens(t2.begin() + 100, t2.end()) } });
+    }
+    for (int s = 0; s < 3; ++s) {
+        compress(ctx.get(), s, keep[s], false);
+    }
+
+    std::vector<llama_token> cur = first;
+    for (int i = 0; i < 8; ++i) {
+        std::vector<part> parts;
+        for (int s = 0; s < 3; ++s) {
+            parts.push_back({ s, N_PROMPT + i, { cur[s] } });
+        }
+        const auto l = decode(ctx.get(), parts);
+        for (int s = 0; s < 3; ++s) {
+            if (max_diff(l[s], alone[s][i]) > tolerance()) {
+                fprintf(stderr, "stream %d step %d: %g\n", s, i, max_diff(l[s], alone[s][i]));
+                exit(1);
+            }
+            cur[s] = argmax(alone[s][i]);
+        }
+    }
+
+    // a copy carries the zone
+    auto * mem = llama_get_memory(ctx.get());
+    llama_memory_seq_rm(mem, 2, -1, -1);
+    llama_memory_seq_cp(mem, 0, 2, -1, -1);
+    const auto l = decode(ctx.get(), { { 0, N_PROMPT + 8, { 5 } }, { 2, N_PROMPT + 8, { 5 } } });
+    CHECK(max_diff(l[0], l[1]) < 1e-5f);
+}
+
+static void state_round_trip() {
+    auto a = context();
+    const auto l = prefill(a.get(), 0);
+    compress(a.get(), 0, 0.2, false);
+
+    std::vector<uint8_t> data(llama_state_seq_get_size(a.get(), 0));
+    CHECK(llama_state_seq_get_data(a.get(), data.data(), data.size(), 0) == data.size());
+    std::vector<uint8_t> whole(llama_state_get_size(a.get()));
+    CHECK(llama_state_get_data(a.get(), whole.data(), whole.size()) == whole.size());
+
+    const auto want = generate(a.get(), 0, N_PROMPT, argmax(l), 8);
+
+    auto b = context();
+    CHECK(llama_state_seq_set_data(b.get(), data.data(), data.size(), 0) == data.size());
+    check_same(generate(b.get(), 0, N_PROMPT, argmax(l), 8), want);
+
+    auto c = context();
+    CHECK(llama_state_set_data(c.get(), whole.data(), whole.size()) == whole.size());
+    check_same(generate(c.get(), 0, N_PROMPT, argmax(l), 8), want);
+}
+
+static void refusals() {
+    const llama_aircache_span bad[] = { { 5, 5 } };
+    auto ctx = context();
+    CHECK(llama_aircache_supported(ctx.get()) == 0);
+    CHECK(llama_aircache_supported(nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_observe(ctx.get(), 0, nullptr, 1, 10) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_observe(ctx.get(), 0, bad, 1, 10) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, SPAN.p1) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_observe(ctx.get(), 7, &SPAN, 1, N_PROMPT) == LLAMA_AIRCACHE_ARGUMENT);
+
+    auto method = llama_aircache_method_default();
+    float f = 0;
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, nullptr) == LLAMA_AIRCACHE_STATE);     // not observed
+    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, N_PROMPT) == 0);
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, nullptr) == LLAMA_AIRCACHE_STATE);     // not decoded
+    tokens t = prompt();
+    decode(ctx.get(), 0, 0, tokens(t.begin(), t.begin() + 120));
+    std::vector<float> scores(90*64);
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr) != 0);             // not decoded completely
+    decode(ctx.get(), 0, 120, tokens(t.begin() + 120, t.end()));
+    method.keep = 0;
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    method = llama_aircache_method_default();
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr) == 0);
+
+    int32_t n_layer;
+    CHECK(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, nullptr) == 0);
+    std::vector<int32_t> budgets(n_layer, 2), kept;
+    for (int l = 0; l < n_layer; ++l) { kept.push_back(3); kept.push_back(3); }
+    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), false) == LLAMA_AIRCACHE_ARGUMENT);
+    for (int l = 0; l < n_layer; ++l) { kept[2*l + 1] = 90; }
+    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), false) == LLAMA_AIRCACHE_ARGUMENT);
+    budgets[0] = 0;
+    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), false) == LLAMA_AIRCACHE_ARGUMENT);
+    compress(ctx.get(), 0, 0.1, false); // still usable
+
+    auto unified = context(2, true);
+    prefill(unified.get(), 0);
+    decode(unified.get(), 1, 0, random_tokens(10, 1));
+    std::vector<int32_t> b1(n_layer, 1), k1(n_layer, 0);
+    CHECK(llama_aircache_evict(unified.get(), 0, b1.data(), k1.data(), false) != 0);
+    CHECK(strstr(llama_aircache_error(), "several sequences"));
+    CHECK(llama_aircache_clear(unified.get(), 0) == 0);
+    decode(unified.get(), 0, N_PROMPT, { 1 });
+}
+
+static void budget_rules() {
+    auto method = llama_aircache_method_default();
+    int32_t budgets[3];
+    double st[3], sk[3];
+    // all zero scores: uniform
+    std::vector<float> zero(3*10, 0.0f);
+    method.keep = 0.25;
+    CHECK(llama_aircache_allocate(&method, zero.data(), 3, 10, budgets, st, sk) == 0);
+    CHECK(budgets[0] + budgets[1] + budgets[2] == 8 && budgets[0] == 3 && budgets[1] == 3 && budgets[2] == 2);
+    CHECK(st[0] == 0.0 && sk[0] == 0.0);
+    std::vector<float> nan(30, NAN);
+    CHECK(llama_aircache_allocate(&method, nan.data(), 3, 10, budgets, st, sk) == LLAMA_AIRCACHE_ARGUMENT);
+}
+
+int main(int argc, char ** argv) {
+    const std::map<std::string, std::function<void()>> cases = {
+        { "moved_equals_masked", moved_equals_masked }, { "evicted_cells_are_not_seen", evicted_cells_are_not_seen },
+        { "keep_one_is_exact", keep_one_is_exact }, { "cells_are_freed", cells_are_freed }, { "graphs_are_reused", graphs_are_reused },
+        { "region_is_atomic", region_is_atomic }, { "second_image", second_image }, { "streams", streams },
+        { "state_round_trip", state_round_trip }, { "refusals", refusals }, { "budget_rules", budget_rules },
+    };
+
+    if (argc == 2 && strcmp(argv[1], "--list") == 0) {
+        for (const auto & [name, fn] : cases) {
+            printf("%s\n", name.c_str());
+        }
+        return 0;
+    }
+    if (argc < 3 || !cases.count(argv[2])) {
+        fprintf(stderr, "usage: %s MODEL.gguf CASE [CACHE_TYPE [fa|nofa [RPC_SERVER]]]\n", argv[0]);
+        return 2;
+    }
+
+    ggml_backend_load_all();
+    llama_backend_init();
+    llama_log_set([](ggml_log_level level, const char * text, void *) { if (level >= GGML_LOG_LEVEL_ERROR) { fputs(text, stderr); } }, nullptr);
+
+    for (const ggml_type t : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        if (argc > 3 && strcmp(argv[3], ggml_type_name(t)) == 0) {
+            type_kv = t;
+        }
+    }
+    flash = argc <= 4 || strcmp(argv[4], "nofa") != 0;
+    if (argc > 5) {
+        auto * reg = ggml_backend_reg_by_name("RPC");
+        CHECK(reg);
+        auto * add = (ggml_backend_reg_t (*)(const char *)) ggml_backend_reg_get_proc_address(reg, "ggml_backend_rpc_add_server");
+        auto * server = add(argv[5]);
+        CHECK(server);
+        ggml_backend_register(server);
+    }
+
+    llama_model_params params = llama_model_default_params();
+    params.n_gpu_layers = -1;
+    llama_model_ptr owner(llama_model_load_from_file(argv[1], params));
+    CHECK(owner);
+    model = owner.get();
+
+    cases.at(argv[2])();
+    return 0;
+}

@@ -1,0 +1,66 @@
+"""Fixtures for the tests of the Python layer.
+
+Tests that use the ``engine`` fixture need the built engine library. They fail without it, so that CI cannot lose them
+silently; ``PYAIRCACHE_NO_ENGINE=1`` skips them on purpose. Those on ``fake_engine`` need no library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from fake_engine import FakeEngine
+
+from pyaircache import Chat, _ffi, _files, _log, chat
+
+
+class Sample(NamedTuple):
+    """One line of the bundled samples.jsonl."""
+
+    picture: Path
+    question: str
+    answer: str
+
+
+@pytest.fixture(scope="session")
+def engine() -> _ffi.Binding:
+    """The loaded engine library."""
+    if os.environ.get("PYAIRCACHE_NO_ENGINE") == "1":
+        pytest.skip("PYAIRCACHE_NO_ENGINE=1")
+    return _ffi.load()  # raises where there is none: a failure, not a skip
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    """The bundled sample questions."""
+    folder = _files.bundled_dir() / "samples"
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    entries: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
+    return [Sample(folder / entry["file"], entry["question"], entry["answer"]) for entry in entries]
+
+
+@pytest.fixture(scope="session")
+def shared_chat(engine: _ffi.Binding) -> Iterator[Chat]:
+    """The bundled model, loaded once."""
+    with Chat(n_threads=1) as chat:
+        yield chat
+
+
+@pytest.fixture
+def real_chat(shared_chat: Chat) -> Iterator[Chat]:
+    """The bundled model with no conversation."""
+    shared_chat.reset()
+    yield shared_chat
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
+    """Makes ``Chat("fake.gguf")`` use FakeEngine instead of the library."""
+    monkeypatch.setattr(chat, "Engine", FakeEngine)
+    monkeypatch.setattr(_log, "show", lambda enabled: None)
+    monkeypatch.setattr(_files, "resolve", lambda model, mmproj: (Path(model or "fake.gguf"), None))
+    return FakeEngine

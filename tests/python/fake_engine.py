@@ -1,0 +1,119 @@
+"""An engine without a model: it keeps count of cells and plays back a script. For tests of the layers above it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyaircache import ContextError, StateError
+from pyaircache._structs import Compression, Info, Message, Method, PromptInfo, Scores, Span, Stats
+
+END = 0
+LAYERS, TOKENS_PER_IMAGE = 2, 6
+MARKER = "<image>"
+
+
+def render(messages: Any, add_generation_prompt: bool) -> str:
+    """A chat template like Qwen2-VL's."""
+    text = "".join(f"<s>{message.role}\n{message.content}</s>\n" for message in messages)
+    return text + ("<s>assistant\n" if add_generation_prompt else "")
+
+
+class FakeEngine:
+    """Byte tokens (token = byte + 1); answers every prompt with ``script``."""
+
+    vision = True
+    can_compress = True
+    script = b"hello"
+
+    def __init__(self, model: Any, mmproj: Any = None, *, progress: Any = None, **options: Any) -> None:
+        self.options = options
+        self.log: list[Any] = []  # what was fed: ("prompt", text, images), ("compress", keep), tokens as int
+        self.n_ctx = 10_000
+        self.fail: dict[str, BaseException] = {}  # method name -> exception of its next call
+        self.fail_after: dict[str, BaseException] = {}  # the same, but the call takes effect first
+        self.closed = False
+        self.position = 0
+        self.reset()
+        self.log.clear()
+
+    def _called(self, name: str) -> None:
+        if self.closed:
+            raise StateError("the engine is closed")
+        if name in self.fail:
+            raise self.fail.pop(name)
+
+    def _returns(self, name: str) -> None:
+        if name in self.fail_after:
+            raise self.fail_after.pop(name)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def info(self) -> Info:
+        return Info("fake", "fake", "fake", LAYERS, 1, 1, 1, 257, self.n_ctx, self.n_ctx, 1, 1, 10, self.vision,
+                    self.can_compress, "" if self.can_compress else "sliding windows cannot be compressed")  # fmt: skip
+
+    def marker(self) -> str:
+        return MARKER
+
+    def apply_template(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
+        return render(messages, add_generation_prompt)
+
+    def prompt(
+        self, text: str, images: Any = (), *, reserve: int = 0, observe: bool = False, progress: Any = None
+    ) -> PromptInfo:
+        self._called("prompt")
+        assert text.count(MARKER) == len(images)
+        visual = len(images) * TOKENS_PER_IMAGE
+        tokens = len(text.replace(MARKER, "")) + visual
+        if self.n_past + tokens + reserve > self.n_ctx:
+            raise ContextError(f"the prompt needs {tokens} tokens, the context has {self.n_ctx}")
+        if progress is not None:
+            progress(2, 0, tokens)
+        self.n_past += tokens
+        self.log.append(("prompt", text, len(images)))
+        self.position = 0
+        self.n_decodes = 0
+        self._returns("prompt")
+        spans = [Span(i, i * TOKENS_PER_IMAGE, TOKENS_PER_IMAGE, 3, 2) for i in range(len(images))]
+        return PromptInfo(tokens, visual, self.n_past, spans, 1.0, 2.0)
+
+    def compress(self, method: Method) -> tuple[Scores, Compression]:
+        self._called("compress")
+        self.log.append(("compress", method.keep))
+        self.n_past -= 2  # each layer loses cells, the table some
+        self._returns("compress")
+        kept = [np.array([0, 2], np.int32), np.array([2, 3, 5], np.int32)]
+        scores = Scores(np.ones((LAYERS, TOKENS_PER_IMAGE), np.float32), [np.array([7], np.int32)] * LAYERS, 1.0)
+        budgets = np.array([2, 3], np.int32)
+        return scores, Compression(budgets, kept, np.ones(LAYERS), np.zeros(LAYERS), 1000, 400, 1.0, 2.0)
+
+    def sample(self, temperature: float = 0.0, seed: int = 0) -> tuple[int, bool]:
+        self._called("sample")
+        end = self.position >= len(self.script)
+        token = END if end else self.script[self.position] + 1
+        self._returns("sample")
+        return token, end
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token - 1])
+
+    def decode(self, token: int) -> None:
+        self._called("decode")
+        if self.n_past + 1 > self.n_ctx:
+            raise ContextError("the context is full")
+        self.n_past += 1
+        self.n_decodes += 1
+        self.position += 1
+        self.log.append(token)
+        self._returns("decode")
+
+    def stats(self) -> Stats:
+        return Stats(self.n_ctx, self.n_past, self.n_ctx - self.n_past, 0, self.n_decodes, self.n_past * 10, 0)
+
+    def reset(self) -> None:
+        self._called("reset")
+        self.n_past = self.n_decodes = 0
+        self.log.append("reset")

@@ -1,0 +1,191 @@
+"""The command line: options and errors with a fake engine, results with the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from pyaircache import _files, cli
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "page.png"
+    Image.new("RGB", (30, 20)).save(path)
+    return str(path)
+
+
+def run(*arguments: str, **options):
+    return CliRunner().invoke(cli.main, [str(one) for one in arguments], **options)
+
+
+def test_answer_streams_to_stdout(fake, picture):
+    result = run("ask", picture, "What?")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "hello\n", "")
+
+
+def test_json_is_one_object(fake, picture):
+    result = run("ask", picture, "What?", "--json", "--keep", "0.5")
+    assert result.exit_code == 0 and result.stderr == ""
+    value = json.loads(result.stdout)
+    assert value["answer"] == "hello" and value["budgets"] == [2, 3] and value["keep"] == 0.5
+    assert {"method", "visual_tokens", "kv_bytes", "kv_bytes_full", "ms_first_token", "tokens_per_second"} <= set(value)
+    assert "scores" not in value
+
+
+def test_options_reach_the_engine(fake, picture, monkeypatch):
+    seen = {}
+    make = fake.__init__
+
+    def spy(self, model, mmproj=None, **options):
+        seen.update(options, model=str(model))
+        make(self, model, mmproj, **options)
+
+    monkeypatch.setattr(fake, "__init__", spy)
+    result = run("ask", picture, "What?", "--model", "m.gguf", "--ctx", "2048", "--n-gpu-layers", "3", "--threads", "2",
+                 "--cache-type-k", "q8_0", "--cache-type-v", "q4_0", "--max-tokens", "2")  # fmt: skip
+    assert result.stdout == "he\n"
+    seen.pop("progress")
+    assert seen == {"model": "m.gguf", "n_ctx": 2048, "n_gpu_layers": 3, "n_threads": 2, "cache_type_k": "q8_0",
+                    "cache_type_v": "q4_0", "rpc_servers": None}  # fmt: skip
+
+
+def test_several_images_and_stdin(fake, picture):
+    with open(picture, "rb") as file:
+        result = run("ask", picture, "-", "Which?", "--json", input=file.read())
+    assert json.loads(result.stdout)["visual_tokens"] == 12
+    assert run("ask", "What is 2 + 2?").stdout == "hello\n"
+
+
+def test_heatmaps(fake, picture, tmp_path):
+    assert run("ask", picture, "What?", "--keep", "0.5", "--heatmap", tmp_path / "out.png").exit_code == 0
+    assert Image.open(tmp_path / "out.png").size == (30, 20)
+    assert run("ask", picture, picture, "What?", "--keep", "1", "--heatmap", tmp_path / "two.jpg").exit_code == 0
+    assert (tmp_path / "two-1.jpg").is_file() and (tmp_path / "two-2.jpg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["ask"], 2, "Missing argument 'QUESTION'"),
+        (["ask", "PICTURE"], 2, "what is the question about"),
+        (["ask", "missing.png"], 2, "what is the question about"),
+        (["ask", "PICTURE", "What?", "--nope"], 2, "No such option"),
+        (["ask", "PICTURE", "What?", "--keep", "many"], 2, "not a valid float"),
+        (["ask", "PICTURE", "What?", "--keep", "10"], 2, "keep must be greater than 0 and at most 1, got 10.0"),
+        (["ask", "PICTURE", "What?", "--keep", "nan"], 2, "got nan"),
+        (["ask", "PICTURE", "What?", "--alpha", "0"], 2, "alpha must be"),
+        (["ask", "PICTURE", "What?", "--method", "magic"], 2, "known methods: aircache, full"),
+        (["ask", "PICTURE", "What?", "--max-tokens", "0"], 2, "max_tokens must be"),
+        (["ask", "PICTURE", ""], 2, "the question must be"),
+        (["ask", "What?", "--heatmap", "out.png"], 2, "--heatmap needs an image"),
+        (["ask", "PICTURE", "What?", "--heatmap", "out"], 2, "not the name of a picture file"),
+        (["ask", "PICTURE", "What?", "--heatmap", "no/such/out.png"], 2, "no such folder"),
+        (["ask", "missing.png", "What?"], 1, "missing.png does not exist"),
+        (["nope"], 2, "No such command"),
+        (["info"], 2, "Missing argument 'MODEL.gguf'"),
+    ],
+)
+def test_errors_are_one_line(fake, picture, arguments, code, message):
+    result = run(*(picture if one == "PICTURE" else one for one in arguments))
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr.startswith("pyaircache: error: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def test_model_that_is_no_gguf(tmp_path, picture):
+    (tmp_path / "m.gguf").write_bytes(b"hello")
+    result = run("ask", picture, "What?", "--model", tmp_path / "m.gguf")
+    assert result.exit_code == 1 and "is not a GGUF file" in result.stderr
+    assert run("info", tmp_path / "none.gguf").exit_code == 1
+
+
+def test_help_and_version():
+    assert "ask" in run("--help").stdout
+    assert run().exit_code == 0
+    for option in ("--keep", "--heatmap", "--cache-type-k", "--json", "--verbose"):
+        assert option in run("ask", "--help").stdout
+    assert run("--version").stdout.startswith("pyaircache ")
+
+
+def test_interrupt(fake, picture, monkeypatch):
+    def interrupt(self, *arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fake, "prompt", interrupt)
+    result = run("ask", picture, "What?")
+    assert result.exit_code == 130 and "error" not in result.stderr
+
+
+def test_info_of_the_fake(fake):
+    result = run("info", "m.gguf")
+    assert result.exit_code == 0 and "can compress         yes" in result.stdout
+    assert json.loads(run("info", "m.gguf", "--json").stdout)["architecture"] == "fake"
+
+
+# -- with the real engine, as a process --------------------------------------------------------------------------------
+
+
+def process(*arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pyaircache", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_bundled_model(engine, samples, tmp_path):
+    sample = samples[0]
+    heatmap = tmp_path / "heatmap.png"
+    out, err = process("ask", sample.picture, sample.question, "--keep", "1", "--heatmap", heatmap).communicate()
+    assert (out, err) == (f"{sample.answer}\n", "")
+    assert Image.open(heatmap).size == Image.open(sample.picture).size
+    out, err = process("ask", sample.picture, sample.question, "--keep", "0.25", "--json").communicate()
+    value = json.loads(out)
+    assert err == "" and sum(value["budgets"]) == round(0.25 * value["layers"] * value["visual_tokens"])
+    out, err = process("ask", sample.picture, sample.question, "--verbose").communicate()
+    assert "llama" in err and "Report(" in err and "llama" not in out
+
+
+def test_info_of_the_bundled_model(engine):
+    value = json.loads(process("info", _files.bundled_dir() / _files.BUNDLED_MODEL, "--json").communicate()[0])
+    assert value["n_layers"] == 4 and value["vision"] is True
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_while_answering(engine, samples):
+    sample = samples[0]
+    running = process("ask", sample.picture, sample.question, "--temperature", "100", "--max-tokens", "1000000",
+                      "--ctx", "30000")  # fmt: skip
+    time.sleep(0.1)
+    assert running.stdout.read(1)  # it answers
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode in (130, 0)
+    assert "Traceback" not in err and "error" not in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_broken_pipe_is_quiet(engine, samples):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "pyaircache", "ask", samples[0].picture, samples[0].question, "--json"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert done.stderr == b"" and done.returncode == 1
+
+
+def test_demo(engine, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "pyaircache.demo"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    rows = [line for line in done.stdout.splitlines() if line.strip().startswith(("1.00", "0.50", "0.25", "0.10"))]
+    assert len(rows) == 4
+    assert "suffers from compression much more than real models" in done.stdout
+    assert np.asarray(Image.open(tmp_path / "heatmap.png")).ndim == 3

@@ -1,0 +1,89 @@
+"""Loading the bundled model with the real engine: files, options, log, closing."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from pyaircache import ArgumentError, Chat, EngineError, ModelError, ProjectorError, StateError, _files
+
+
+def test_close_is_repeatable(samples):
+    chat = Chat(n_threads=1)
+    assert "Chat(" in repr(chat)
+    chat.close()
+    chat.close()
+    with pytest.raises(StateError):
+        chat.ask(samples[0].picture, samples[0].question)
+
+
+@pytest.mark.parametrize("cache_type", ["f32", "bf16", "q8_0", "q4_0"])
+def test_cache_types(samples, cache_type, engine):
+    with Chat(cache_type_k=cache_type, cache_type_v=cache_type, n_threads=1) as chat:
+        report = chat.ask(samples[0].picture, samples[0].question, keep=0.5).report
+        assert report.kv_bytes < report.kv_bytes_full
+        first = chat.ask(samples[0].picture, samples[0].question, keep=1.0)
+        if cache_type != "q4_0":
+            assert first == samples[0].answer
+
+
+def test_wrong_files(engine, tmp_path):
+    folder = _files.bundled_dir()
+    model, mmproj = folder / _files.BUNDLED_MODEL, folder / _files.BUNDLED_MMPROJ
+    with pytest.raises(ModelError, match="projector"):
+        Chat(mmproj)
+    with pytest.raises(ProjectorError):
+        Chat(model, model)
+    (tmp_path / "cut.gguf").write_bytes(model.read_bytes()[:200_000])
+    with pytest.raises(ModelError):
+        Chat(tmp_path / "cut.gguf")
+    (tmp_path / "head.gguf").write_bytes(model.read_bytes()[:9])
+    with pytest.raises(ModelError):
+        Chat(tmp_path / "head.gguf")
+    with pytest.raises(ArgumentError, match="cache type"):
+        Chat(cache_type_k="f64")
+
+
+def test_text_model_alone(engine, tmp_path, samples):
+    model = tmp_path / "text.gguf"
+    model.write_bytes((_files.bundled_dir() / _files.BUNDLED_MODEL).read_bytes())
+    with Chat(model, n_threads=1) as chat:
+        assert not chat.info.vision
+        with pytest.raises(ProjectorError, match="mmproj"):
+            chat.ask(samples[0].picture, "What is KIWI?")
+        assert chat.ask(None, "What is KIWI?", max_tokens=3).report.answer_tokens <= 3
+
+
+def test_rpc_server_that_does_not_answer(engine):
+    with pytest.raises(EngineError, match="no RPC server answers"):
+        Chat(rpc_servers="127.0.0.1:1")
+
+
+def test_info(real_chat):
+    info = real_chat.info
+    assert info.architecture == "qwen2vl" and info.vision and info.can_compress and info.n_layers == 4
+    assert json.dumps(info.to_dict())
+
+
+def test_verbose_log_goes_to_stderr_and_else_nowhere(engine, capfd):
+    with Chat(n_threads=1):
+        pass
+    quiet = capfd.readouterr()
+    assert (quiet.out, quiet.err) == ("", "")
+    with Chat(n_threads=1, verbose=True):
+        pass
+    loud = capfd.readouterr()
+    assert loud.out == "" and "llama" in loud.err
+    with Chat(n_threads=1):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
+def test_a_dropped_chat_frees_its_model(engine):
+    chat = Chat(n_threads=1)
+    pointer = chat._engine
+    del chat
+    assert pointer.closed

@@ -1,0 +1,143 @@
+"""Reports: text, JSON and the painted picture."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pyaircache import ArgumentError, Report, Span, UnsupportedError
+from pyaircache._heatmap import viridis
+
+SPAN = Span(image=0, first=3, n_tokens=6, nx=3, ny=2)
+
+
+def report(**changes) -> Report:
+    values = {
+        "keep": 0.5,
+        "method": "aircache",
+        "alpha": 0.9,
+        "layers": 2,
+        "visual_tokens": 6,
+        "prompt_tokens": 20,
+        "answer_tokens": 4,
+        "stop_reason": "end",
+        "budgets": np.array([2, 4], np.int32),
+        "kept": [np.array([0, 2], np.int32), np.array([0, 1, 2, 5], np.int32)],
+        "scores": np.arange(12, dtype=np.float32).reshape(2, 6),
+        "elite": [np.array([9], np.int32), np.array([10, 12], np.int32)],
+        "strength": np.array([1.0, 2.0]),
+        "skewness": np.array([0.5, 0.0]),
+        "kv_bytes_full": 2_000_000,
+        "kv_bytes": 500_000,
+        "ms_first_token": 12.5,
+        "tokens_per_second": 100.0,
+        "spans": [SPAN],
+    }
+    return Report(**{**values, **changes})
+
+
+def test_json_round_trip():
+    one = report()
+    back = json.loads(json.dumps(one.to_dict(), allow_nan=False))
+    assert back["budgets"] == [2, 4]
+    assert back["kept"] == [[0, 2], [0, 1, 2, 5]]
+    assert back["scores"] == one.scores.tolist()
+    assert back["spans"][0]["nx"] == 3
+    assert back["keep"] == 0.5
+
+
+def test_json_scalars_only():
+    scalars = report().to_dict(scalars_only=True)
+    assert all(isinstance(value, (int, float, str)) for value in scalars.values())
+    assert {"visual_tokens", "kv_bytes", "ms_decode", "tokens_per_second"} <= scalars.keys()
+
+
+def test_json_has_no_nan():
+    text = json.dumps(report(skewness=np.array([np.nan, np.inf])).to_dict(), allow_nan=False)
+    assert json.loads(text)["skewness"] == [None, None]
+
+
+def test_repr_is_readable():
+    lines = repr(report()).splitlines()
+    assert lines[0] == "Report(method='aircache', keep=0.5, alpha=0.9)"
+    text = "\n".join(lines)
+    for piece in (
+        "6 in 1 image (3 x 2)",
+        "6 of 12 in 2 layers (50.0%)",
+        "2, 4 (min 2, max 4)",
+        "1, 2 (min 1, max 2)",
+        "500.0 kB of 2.0 MB (25.0%)",
+        "4 tokens (stopped: end)",
+    ):
+        assert piece in text
+    assert max(map(len, lines)) <= 120
+
+
+def test_repr_of_a_follow_up_and_of_many_layers():
+    plain = Report(keep=0.1, method="aircache", alpha=0.9, kv_bytes_full=10, kv_bytes=5)
+    assert "0 (a question without an image)" in repr(plain)
+    assert json.loads(json.dumps(plain.to_dict()))["budgets"] == []
+    assert plain.share_of_layers.size == 0
+    many = report(layers=80, budgets=np.full(80, 100, np.int32), elite=[np.array([1])] * 80)
+    assert max(map(len, repr(many).splitlines())) <= 140
+
+
+def test_share_of_layers():
+    assert report().share_of_layers.tolist() == [1.0, 0.5, 1.0, 0.0, 0.0, 0.5]
+
+
+def test_heatmap_paints_each_cell():
+    white = np.full((40, 60, 3), 255, np.uint8)
+    painted = np.asarray(report().heatmap(white))
+    assert painted.shape == (40, 60, 3) and painted.dtype == np.uint8
+    cells = painted.reshape(2, 20, 3, 20, 3)
+    assert (cells == cells[:, :1, :, :1]).all()  # one colour in each cell
+    bright = cells[:, 0, :, 0].astype(int).sum(axis=-1)  # [ny, nx]
+    shares = report().share_of_layers.reshape(2, 3)
+    assert (np.sort(bright.ravel()) == bright.ravel()[np.argsort(shares.ravel(), kind="stable")]).all()
+    assert bright[0, 0] == bright[0, 2] > bright[0, 1] == bright[1, 2] > bright[1, 0] == bright[1, 1]
+
+
+def test_heatmap_of_sizes_that_the_grid_does_not_divide():
+    for height, width in ((41, 61), (1, 1), (2, 3), (7, 500)):
+        assert report().heatmap(np.zeros((height, width, 3), np.uint8)).size == (width, height)
+
+
+def test_heatmap_of_several_pictures():
+    spans = [SPAN, Span(image=1, first=12, n_tokens=2, nx=1, ny=2)]
+    one = report(visual_tokens=8, kept=[np.array([7])] * 2, spans=spans)
+    black, white = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
+    first, second = (np.asarray(one.heatmap([white, black], index=i)) for i in (0, 1))
+    assert (first == first[0, 0]).all()  # nothing was kept of it
+    assert (second[3] != second[0]).any()
+    np.testing.assert_array_equal(second, np.asarray(one.heatmap(black, index=1)))
+
+
+@pytest.mark.parametrize(
+    ("spans", "index", "error", "message"),
+    [
+        ([SPAN], 1, ArgumentError, "about 1 picture"),
+        ([SPAN], -1, ArgumentError, "about 1 picture"),
+        ([], 0, ArgumentError, "about 0 pictures"),
+        ([Span(0, 0, 6, 0, 0)], 0, UnsupportedError, "do not form a grid"),
+        ([Span(0, 0, 6, 2, 2)], 0, UnsupportedError, "do not form a grid"),
+        ([Span(0, 0, 3, 3, 1), Span(0, 4, 3, 3, 1)], 0, UnsupportedError, "2 tiles"),
+    ],
+)
+def test_heatmap_that_cannot_be_made(spans, index, error, message):
+    with pytest.raises(error, match=message):
+        report(spans=spans).heatmap(np.zeros((4, 4, 3), np.uint8), index)
+
+
+def test_heatmap_of_a_short_list():
+    spans = [SPAN, Span(1, 12, 2, 1, 2)]
+    with pytest.raises(ArgumentError, match="list of 1 images"):
+        report(visual_tokens=8, spans=spans).heatmap([np.zeros((4, 4, 3), np.uint8)], 1)
+
+
+def test_viridis_is_close_to_the_real_one():
+    matplotlib = pytest.importorskip("matplotlib")
+    values = np.linspace(0, 1, 101)
+    np.testing.assert_allclose(viridis(values), matplotlib.colormaps["viridis"](values)[:, :3], atol=0.07)
