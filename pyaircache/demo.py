@@ -12,10 +12,11 @@ from ._files import bundled_dir
 KEEPS = (1.0, 0.5, 0.25, 0.10)
 HEATMAP = "heatmap.png"
 
+# Measured on the CPU with the model's 40 sample pages, of which the package holds a few.
 CAVEAT = """\
 This bundled model is tiny and suffers from compression much more than real models do.
-It reads numbers digit by digit with four layers and words of single bytes, so the window that chooses the cells knows
-too little about the digits to come; its model card has the measurements."""
+Whatever this one page shows, of 40 such pages it reads 39 right with the whole cache, 23 at keep 0.5, 10 at 0.25 and
+6 at 0.10; its model card says why."""
 
 
 def sample(folder: Path) -> tuple[Path, str, str]:

@@ -63,7 +63,7 @@ def test_first_token_is_the_same_for_every_keep(real_chat, samples):
         assert len(first) == 1
 
 
-def test_method_full_is_keep_1(samples):
+def test_method_full_is_keep_1(engine, samples):
     with Chat(method="full", n_threads=1) as chat:
         report = chat.ask(samples[0].picture, samples[0].question).report
     assert report.kv_bytes == report.kv_bytes_full and report.scores.size == 0
@@ -193,7 +193,7 @@ def test_errors_leave_the_chat_usable(real_chat, samples):
     assert real_chat.ask(sample.picture, sample.question, keep=1.0) == sample.answer
 
 
-def test_context_too_small(samples):
+def test_context_too_small(engine, samples):
     with Chat(n_ctx=256, n_threads=1) as chat:
         too_large = np.full((28 * 20, 28 * 20, 3), 255, np.uint8)
         with pytest.raises(ContextError, match=r"(?s)400.*n_ctx"):

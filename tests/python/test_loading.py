@@ -10,7 +10,7 @@ import pytest
 from pyaircache import ArgumentError, Chat, EngineError, ModelError, ProjectorError, StateError, _files
 
 
-def test_close_is_repeatable(samples):
+def test_close_is_repeatable(engine, samples):
     chat = Chat(n_threads=1)
     assert "Chat(" in repr(chat)
     chat.close()
