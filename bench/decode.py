@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-import harness
+import bench_common
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from harness import Settings
+from bench_common import Settings
 from random_gguf import PRESETS, Shape
 
 from pyaircache._engine import Engine
@@ -41,7 +41,7 @@ def measure(
 ) -> dict[str, Any]:
     """One prompt and its answer. keep 1: nothing is compressed."""
     engine.reset()
-    prompt = engine.prompt(harness.user_turn(engine, len(pictures)), pictures, reserve=tokens, observe=keep < 1)
+    prompt = engine.prompt(bench_common.user_turn(engine, len(pictures)), pictures, reserve=tokens, observe=keep < 1)
     kept = [prompt.n_visual] * shape.layers
     if keep < 1:
         kept = engine.compress(Method(keep))[1].budgets.tolist()
@@ -67,23 +67,23 @@ def measure(
     }
 
 
-@harness.command(visual=8192)
+@bench_common.command(visual=8192)
 @click.option("--tokens", default=64, help="Tokens decoded in each measurement.")
 def main(settings: Settings, tokens: int) -> None:
     """Measure tokens/s with the full and with the compressed cache, and the cache's bytes."""
-    machine, shape = harness.machine(), PRESETS[settings.preset]
+    machine, shape = bench_common.machine(), PRESETS[settings.preset]
     row = row_bytes(shape, settings.cache_type)
-    pictures, warm_up = harness.pictures(settings.visual), harness.pictures(256)
+    pictures, warm_up = bench_common.pictures(settings.visual), bench_common.pictures(256)
     sides: dict[float, list[dict[str, Any]]] = {1.0: [], settings.keep: []}
     plan = [side for i in range(settings.rounds) for side in list(sides)[:: 1 if i % 2 == 0 else -1]]
     with settings.engine(tokens) as engine:
         measure(engine, warm_up, 4, settings.keep, shape, row)
-        for side in harness.progress(plan, "answers"):
+        for side in bench_common.progress(plan, "answers"):
             sides[side].append(measure(engine, pictures, tokens, side, shape, row))
 
     full, kept = sides.values()
-    speed = [harness.spread([part["tokens/s"] for part in side]) for side in (full, kept)]
-    ratio = harness.spread([b["tokens/s"] / a["tokens/s"] for a, b in zip(full, kept, strict=True)])
+    speed = [bench_common.spread([part["tokens/s"] for part in side]) for side in (full, kept)]
+    ratio = bench_common.spread([b["tokens/s"] / a["tokens/s"] for a, b in zip(full, kept, strict=True)])
     a, b = full[0], kept[0]
     rows = [["", "full", f"keep {settings.keep}", "ratio"]]
     for name in ("median", "min", "max"):
@@ -93,7 +93,7 @@ def main(settings: Settings, tokens: int) -> None:
         rows.append([f"{name} (MB)", f"{a[name] / 1e6:.2f}", f"{b[name] / 1e6:.2f}", share])
     rows.append(["graphs reused / run", *(f"{part['graphs reused']} / {part['graphs']}" for part in (a, b)), ""])
     what = f"{a['visual']} visual + {a['text']} text tokens, {tokens} decoded"
-    print(harness.head(settings, what, machine), harness.table(rows), sep="\n\n")
+    print(bench_common.head(settings, what, machine), bench_common.table(rows), sep="\n\n")
     print(
         f"\nkv bytes = sum over {shape.layers} layers of (kept visual + {a['text']} text) * {row} B, before decoding."
     )
@@ -102,12 +102,12 @@ def main(settings: Settings, tokens: int) -> None:
             print(f"WARNING: {name}: the engine counts {part['kv bytes']} B, not {part['kv bytes, formula']} B.")
     data: dict[str, Any] = {
         "benchmark": "decode",
-        "engine": harness.version(),
+        "engine": bench_common.version(),
         "machine": machine,
         "settings": settings.to_dict(),
     }
     data |= {"tokens": tokens, "row_bytes": row, "tokens/s full": speed[0], "tokens/s kept": speed[1], "ratio": ratio}
-    harness.write_json(settings.json_path, data | {"full": full, "kept": kept})
+    bench_common.write_json(settings.json_path, data | {"full": full, "kept": kept})
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import harness
+import bench_common
 import numpy as np
-from harness import Settings
+from bench_common import Settings
 
 from pyaircache._engine import Engine
 from pyaircache._structs import Method
@@ -62,7 +62,7 @@ def summary(rounds: Sequence[tuple[Parts, Parts]]) -> dict[str, dict[str, float]
         "score + evict (% of plain)": [100 * (b["score"] + b["evict"]) / a["prefill"] for a, b in rounds],
         "encode, not counted (ms)": [b["encode"] for _, b in rounds],
     }
-    return {name: harness.spread(values) for name, values in figures.items()}
+    return {name: bench_common.spread(values) for name, values in figures.items()}
 
 
 def noise(plain: Sequence[float]) -> float:
@@ -71,15 +71,15 @@ def noise(plain: Sequence[float]) -> float:
     return statistics.median(abs(value - middle) for value in plain) / middle
 
 
-@harness.command(visual=4096)
+@bench_common.command(visual=4096)
 def main(settings: Settings) -> None:
     """Measure the overhead of observe + score + evict as a share of the prefill."""
-    machine = harness.machine()
-    pictures = harness.pictures(settings.visual)
+    machine = bench_common.machine()
+    pictures = bench_common.pictures(settings.visual)
     rounds: list[tuple[Parts, Parts]] = []
     with settings.engine(RESERVE) as engine:
-        text = harness.user_turn(engine, len(pictures))
-        for i in harness.progress(range(settings.rounds + 1), "rounds"):
+        text = bench_common.user_turn(engine, len(pictures))
+        for i in bench_common.progress(range(settings.rounds + 1), "rounds"):
             sides = {on: measure(engine, text, pictures, settings.keep, on) for on in (i % 2 == 0, i % 2 != 0)}
             rounds.append((sides[False], sides[True]))
     rounds.pop(0)  # warm-up
@@ -89,16 +89,16 @@ def main(settings: Settings) -> None:
     what = f"{first['visual']} visual of {first['tokens']} tokens, keep {settings.keep}"
     rows = [["", "median", "min", "max"]]
     rows += [[name, *(f"{values[k]:.2f}" for k in ("median", "min", "max"))] for name, values in figures.items()]
-    print(harness.head(settings, what, machine), harness.table(rows), sep="\n\n")
+    print(bench_common.head(settings, what, machine), bench_common.table(rows), sep="\n\n")
     print(f"\nNoise: plain prefills deviate {100 * noise([a['prefill'] for a, _ in rounds]):.2f} % from their median.")
     data: dict[str, Any] = {
         "benchmark": "overhead",
-        "engine": harness.version(),
+        "engine": bench_common.version(),
         "machine": machine,
         "settings": settings.to_dict(),
     }
     data |= {"figures": figures, "rounds": rounds}
-    harness.write_json(settings.json_path, data)
+    bench_common.write_json(settings.json_path, data)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ class Engine:
         images: Sequence[NDArray[np.uint8]] = (),
         *,
         reserve: int = 0,
-        observe: bool = False,
+        observe: Method | bool = False,
         progress: Progress | None = None,
     ) -> PromptInfo:
         """Appends a prompt to the conversation and evaluates it.
@@ -145,7 +145,7 @@ class Engine:
             text: Rendered prompt; each marker is replaced by the next image.
             images: uint8 [H, W, 3], C-contiguous.
             reserve: Cells that must stay free for the answer.
-            observe: Remember what :meth:`score` and :meth:`compress` need.
+            observe: The method that :meth:`score` or :meth:`compress` will use (True: the default one), or False.
             progress: Called between batches.
 
         Raises:
@@ -154,8 +154,10 @@ class Engine:
         pictures, _buffers = self._images(images)
         callback = ProgressCallback(self._ffi, progress)
         out = self._ffi.new("struct pac_prompt_info *")
+        method = Method(keep=1.0) if observe is True else observe
+        method = self._method(method) if method else self._ffi.NULL
         status = self._lib.pac_prompt(
-            self._engine, utf8(text), pictures, len(images), reserve, observe, callback.pointer, self._ffi.NULL, out
+            self._engine, utf8(text), pictures, len(images), reserve, method, callback.pointer, self._ffi.NULL, out
         )
         callback.raise_pending()
         check(status)
@@ -181,13 +183,13 @@ class Engine:
         check(self._lib.pac_score(self._engine, self._method(method), out))
         return self._scores(out)
 
-    def evict(self, kept: Sequence[NDArray[np.int32]], mask_only: bool = False) -> Compression:
+    def evict(self, kept: Sequence[NDArray[np.int32]], mask_only: bool = False, merge: float = 0.0) -> Compression:
         """Evicts all visual tokens but the given ones. kept: per layer, ascending visual indices."""
         budgets = np.array([len(one) for one in kept], dtype=np.int32)
         flat = np.ascontiguousarray(np.concatenate(list(kept)) if len(kept) else [], dtype=np.int32)
         out = self._ffi.new("struct pac_compression *")
         arrays = (self._ffi.from_buffer("int32_t[]", values) for values in (budgets, flat))
-        check(self._lib.pac_evict(self._engine, *arrays, mask_only, out))
+        check(self._lib.pac_evict(self._engine, *arrays, merge, mask_only, out))
         return self._compression(out)
 
     def compress(self, method: Method, mask_only: bool = False) -> tuple[Scores, Compression]:
@@ -205,6 +207,7 @@ class Engine:
         return Scores(
             scores=array(ffi, out.scores, layers * visual, np.float32).reshape(layers, visual),
             elite=split(array(ffi, out.elite, int(sizes.sum()), np.int32), sizes),
+            alive=array(ffi, out.alive, layers, np.float64),
             ms=out.ms,
         )
 

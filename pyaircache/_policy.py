@@ -6,25 +6,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _ffi
-from ._convert import c_method, split
+from ._convert import c_method, split, struct_fields, text
 from ._status import check
 from ._structs import Method
 
 
-def allocate(method: Method, scores: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Layer budgets [L] of scores [L, N_v] (method section 2)."""
+def allocate(
+    method: Method, scores: NDArray[np.float32], alive: NDArray[np.float64] | None = None
+) -> NDArray[np.int32]:
+    """Layer budgets [L] of scores [L, N_v] (method section 2); alive [L]: for VL-Cache's allocation alone."""
     ffi, lib, _ = _ffi.load()
     scores = np.ascontiguousarray(scores, dtype=np.float32)
     layers, visual = scores.shape
     budgets = np.empty(layers, dtype=np.int32)
     out = ffi.from_buffer("int32_t[]", budgets, require_writable=True)
     values = ffi.from_buffer("float[]", scores)
-    check(lib.pac_allocate(c_method(ffi, lib, method), values, layers, visual, out, ffi.NULL, ffi.NULL))
+    counts = ffi.NULL
+    if alive is not None and len(alive):
+        counts = ffi.from_buffer("double[]", np.ascontiguousarray(alive, dtype=np.float64))
+    check(lib.pac_allocate(c_method(ffi, lib, method), values, counts, layers, visual, out, ffi.NULL, ffi.NULL))
     return budgets
 
 
-def select(scores: NDArray[np.float32], budgets: NDArray[np.int32]) -> list[NDArray[np.int32]]:
-    """Kept visual indices of each layer for scores [L, N_v] and budgets [L] (method section 3)."""
+def select(scores: NDArray[np.float32], budgets: NDArray[np.int32], rank: int = 0) -> list[NDArray[np.int32]]:
+    """Kept visual indices of each layer for scores [L, N_v] and budgets [L] (method section 3).
+
+    rank: 0, or r: each layer's r-th most important token alone (budgets must be 1).
+    """
     ffi, lib, _ = _ffi.load()
     scores = np.ascontiguousarray(scores, dtype=np.float32)
     budgets = np.ascontiguousarray(budgets, dtype=np.int32)
@@ -32,5 +40,16 @@ def select(scores: NDArray[np.float32], budgets: NDArray[np.int32]) -> list[NDAr
     kept = np.empty(int(budgets.sum()), dtype=np.int32)
     out = ffi.from_buffer("int32_t[]", kept, require_writable=True)
     counts = ffi.from_buffer("int32_t[]", budgets)
-    check(lib.pac_select(ffi.from_buffer("float[]", scores), layers, visual, counts, out))
+    check(lib.pac_select(ffi.from_buffer("float[]", scores), layers, visual, counts, rank, out))
     return split(kept, budgets)
+
+
+def named_methods() -> dict[str, Method]:
+    """The engine's named methods, with their parameters."""
+    ffi, lib, _ = _ffi.load()
+    out: dict[str, Method] = {}
+    while (name := lib.pac_method_name(len(out))) != ffi.NULL:
+        method = ffi.new("struct pac_method *")
+        check(lib.pac_method_by_name(name, method))
+        out[text(ffi, name)] = Method(**struct_fields(ffi, method, Method))
+    return out

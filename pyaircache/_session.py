@@ -104,7 +104,7 @@ class Session:
 
     def _feed(self, turn: Turn, progress: Progress, report: Report | None = None) -> None:
         """Evaluates a turn's prompt and compresses; fills in the report."""
-        observe = turn.method is not None
+        observe = turn.method or False
         prompt = self._engine.prompt(turn.fed, turn.images, reserve=_RESERVE, observe=observe, progress=progress)
         compressed = self._engine.compress(turn.method) if turn.method is not None else None
         stats = self._engine.stats()

@@ -80,11 +80,26 @@ class Method:
     """Parameters of a compression; None keeps the engine's default (method sections 1 and 2)."""
 
     keep: float
-    alpha: float | None = None
+    min_keep: int | None = None
     window: int | None = None
     window_n: int | None = None
+    alpha: float | None = None
+    elite_content: bool | None = None
+    elite_last: bool | None = None
+    score: int | None = None
+    keys: int | None = None
+    seed: int | None = None
+    text_weights: bool | None = None
+    pool: int | None = None
+    pool_size: int | None = None
+    pool_2d: bool | None = None
+    last_term: float | None = None
+    value_norm: bool | None = None
+    diversity: bool | None = None
     allocation: int | None = None
-    min_keep: int | None = None
+    uniform_share: float | None = None
+    rank: int | None = None
+    merge: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,8 @@ class Scores:
 
     scores: NDArray[np.float32]
     elite: list[NDArray[np.int32]]
+    alive: NDArray[np.float64]
+    """[L] for VL-Cache's allocation, else empty."""
     ms: float
 
 

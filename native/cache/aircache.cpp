@@ -7,10 +7,10 @@
 #include "llama-memory-hybrid.h"
 #include "llama-memory-recurrent.h"
 #include "llama-model.h"
+#include "policy/policy.h"
 
 #include <algorithm>
 #include <stdexcept>
-#include <tuple>
 #include <typeinfo>
 
 //
@@ -74,28 +74,6 @@ bool llama_aircache::restore(llama_kv_cache & kv, const llama_kv_cache::slot_inf
     kv.air->version++;
 
     return true;
-}
-
-//
-// observer
-//
-
-int32_t llama_aircache_observer::slot(llama_pos pos) const {
-    if (pos < spans[0].p1 || pos >= pos_end) {
-        return -1;
-    }
-
-    // text advances by one position a token; the images between are left out
-    int32_t res = pos - spans[0].p1;
-    for (size_t i = 1; i < spans.size(); ++i) {
-        if (pos >= spans[i].p1) {
-            res -= spans[i].p1 - spans[i].p0;
-        } else if (pos >= spans[i].p0) {
-            return -1;
-        }
-    }
-
-    return res;
 }
 
 //
@@ -265,34 +243,41 @@ bool llama_aircache::any() const {
 // observation
 //
 
-void llama_aircache::observe(llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end) {
+void llama_aircache::observe(llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
+        const llama_aircache_method & method, const uint8_t * is_template) {
     auto obs = std::make_unique<llama_aircache_observer>();
 
     obs->spans.assign(spans, spans + n_spans);
     obs->pos_end = pos_end;
-    obs->n_slots = pos_end - spans[0].p1;
+    obs->n_text  = pos_end - spans[0].p1;
     for (int32_t i = 1; i < n_spans; ++i) {
-        obs->n_slots -= spans[i].p1 - spans[i].p0;
+        obs->n_text -= spans[i].p1 - spans[i].p0;
     }
-    obs->seen.resize(obs->n_slots, 0);
+    obs->n_last = method.window == LLAMA_AIRCACHE_WINDOW_VISUAL ? method.window_n : 0;
+    obs->sum    = method.window == LLAMA_AIRCACHE_WINDOW_ALL;
+    obs->seen.resize(obs->n_text, 0);
+    obs->last_cell.resize(obs->n_last, UINT32_MAX);
     obs->kq_scale.resize(n_layer(), 0.0f);
+    if (is_template) {
+        obs->is_template.assign(is_template, is_template + obs->n_text);
+    }
 
-    // one context for all layers; every layer's queries stay on the device of its K
-    const ggml_init_params params = { (n_layer() + 1)*ggml_tensor_overhead(), nullptr, true };
+    // everything stays on the device of the layer's K
+    const ggml_init_params params = { 2*(n_layer() + 1)*ggml_tensor_overhead(), nullptr, true };
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> ctxs;
 
-    for (uint32_t ikv = 0; ikv < n_layer(); ++ikv) {
-        auto * buft = ggml_backend_buffer_get_type(kv.layers[ikv].k->buffer);
-        auto & ctx  = ctxs[buft];
+    for (const auto & layer : kv.layers) {
+        auto & ctx = ctxs[ggml_backend_buffer_get_type(layer.k->buffer)];
         if (!ctx) {
             ctx.reset(ggml_init(params));
         }
 
-        const uint32_t il = kv.layers[ikv].il;
-        const int64_t  n  = (int64_t) kv.hparams.n_embd_head_k(il)*kv.hparams.n_head(il);
+        const int64_t n = (int64_t) kv.hparams.n_embd_head_k(layer.il)*kv.hparams.n_head(layer.il);
 
-        obs->q.push_back(ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n, obs->n_slots + 1));
-        ggml_format_name(obs->q.back(), "aircache_q_l%d", il);
+        obs->q.push_back(ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n, obs->n_slots() + 1));
+        if (obs->sum) {
+            obs->sums.push_back(ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, kv.get_size()));
+        }
     }
 
     for (auto & [buft, ctx] : ctxs) {
@@ -300,6 +285,7 @@ void llama_aircache::observe(llama_seq_id seq, const llama_aircache_span * spans
         if (!buf) {
             throw std::bad_alloc();
         }
+        ggml_backend_buffer_clear(buf, 0);
         obs->bufs.emplace_back(buf);
         obs->ctxs.push_back(std::move(ctx));
     }
@@ -325,7 +311,7 @@ std::vector<llama_seq_id> llama_aircache::observed(const llama_ubatch & ubatch) 
     for (const auto & [seq, obs] : observers) {
         for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
             // a graph that is only reserved has no sequences
-            if (ubatch.seq_id[i] && ubatch.seq_id[i][0] == seq && obs->slot(ubatch.pos[i]) >= 0) {
+            if (ubatch.seq_id[i] && ubatch.seq_id[i][0] == seq && obs->covers(ubatch.pos[i])) {
                 res.push_back(seq);
                 break;
             }
@@ -339,41 +325,45 @@ std::vector<llama_seq_id> llama_aircache::observed(const llama_ubatch & ubatch) 
 // cells
 //
 
-std::vector<uint32_t> llama_aircache::cells_visual(llama_seq_id seq) const {
-    const auto & cells = kv.v_cells[kv.seq_to_stream[seq]];
+llama_aircache::cell_list llama_aircache::cells(llama_seq_id seq) const {
+    const uint32_t s = kv.seq_to_stream[seq];
+
+    const auto & cells = kv.v_cells[s];
     const auto & obs   = *observers.at(seq);
 
-    // token order: by position, and inside an M-RoPE image, whose tokens share it, by row and column
-    std::vector<std::tuple<llama_pos, llama_pos, llama_pos, uint32_t>> found;
-    for (const auto & [pos, i] : cells.seq_pos_get(seq)) {
-        for (const auto & span : obs.spans) {
-            if (pos >= span.p0 && pos < span.p1) {
-                const auto & ext = cells.ext_get(i);
-                found.emplace_back(pos, ext.y, ext.x, i);
-                break;
-            }
+    cell_list res;
+    res.text.resize(obs.n_text);
+    res.n_visual.resize(obs.spans.size());
+
+    for (const auto & [pos, i] : cells.seq_pos_get(seq)) { // ascending positions
+        const auto & ext = cells.ext_get(i);
+        const cell   cur = { pos, ext.y, ext.x, i };
+        const auto   span = std::find_if(obs.spans.begin(), obs.spans.end(), [p = pos](const auto & sp) { return p >= sp.p0 && p < sp.p1; });
+        const int32_t slot = obs.text_slot(pos);
+
+        if (span != obs.spans.end()) {
+            res.visual.push_back(cur);
+            res.n_visual[span - obs.spans.begin()]++;
+        } else if (slot >= 0) {
+            res.text[slot] = { pos, 0, 0, i };
+        } else if (i >= zones[s].end && pos < obs.pos_end) {
+            res.other.push_back({ pos, 0, 0, i });
         }
     }
-    std::sort(found.begin(), found.end());
 
-    std::vector<uint32_t> res;
-    for (const auto & f : found) {
-        res.push_back(std::get<3>(f));
-    }
+    std::sort(res.visual.begin(), res.visual.end(), [](const cell & a, const cell & b) { return !(b <= a); });
+
     return res;
 }
 
-std::vector<uint32_t> llama_aircache::cells_text(llama_seq_id seq) const {
+void llama_aircache::check_complete(llama_seq_id seq) const {
     const auto & cells = kv.v_cells[kv.seq_to_stream[seq]];
     const auto & obs   = *observers.at(seq);
 
-    std::vector<uint32_t> res(obs.n_slots);
-    std::vector<uint8_t>  have(obs.n_slots, 0);
-
+    std::vector<uint8_t> have(obs.n_text, 0);
     for (const auto & [pos, i] : cells.seq_pos_get(seq)) {
-        const int32_t slot = obs.slot(pos);
+        const int32_t slot = obs.text_slot(pos);
         if (slot >= 0) {
-            res[slot]  = i;
             have[slot] = obs.seen[slot];
         }
     }
@@ -381,59 +371,39 @@ std::vector<uint32_t> llama_aircache::cells_text(llama_seq_id seq) const {
     if (std::find(have.begin(), have.end(), 0) != have.end()) {
         throw std::runtime_error("the observed prompt was not decoded completely");
     }
-
-    return res;
-}
-
-std::vector<uint32_t> llama_aircache::visual_before(llama_seq_id seq) const {
-    const auto & cells = kv.v_cells[kv.seq_to_stream[seq]];
-    const auto & obs   = *observers.at(seq);
-
-    std::vector<uint32_t> res(obs.n_slots);
-
-    uint32_t n = 0;
-    for (const auto & [pos, i] : cells.seq_pos_get(seq)) { // ascending positions
-        const int32_t slot = obs.slot(pos);
-        if (slot >= 0) {
-            res[slot] = n;
-        }
-        n += std::any_of(obs.spans.begin(), obs.spans.end(), [p = pos](const auto & span) { return p >= span.p0 && p < span.p1; });
-    }
-
-    return res;
 }
 
 //
 // eviction
 //
 
-llama_aircache::layout llama_aircache::plan(llama_seq_id seq, const int32_t * budgets, const int32_t * kept) const {
+llama_aircache::layout llama_aircache::plan(llama_seq_id seq, const int32_t * budgets, const int32_t * kept, double merge_share) const {
     const uint32_t s = kv.seq_to_stream[seq];
 
-    const auto & cells  = kv.v_cells[s];
+    const auto & table  = kv.v_cells[s];
     const auto & zone   = zones[s];
-    const auto   visual = cells_visual(seq);
+    const auto   visual = cells(seq).visual;
 
     if (!zone.hidden.empty()) {
         throw std::runtime_error("the sequence holds a mask-only compression");
     }
 
-    std::vector<uint8_t> drop(cells.size(), 0);
-    for (const uint32_t i : visual) {
-        drop[i] = 1;
+    std::vector<uint8_t> drop(table.size(), 0);
+    for (const auto & c : visual) {
+        drop[c.i] = 1;
     }
 
     layout res;
 
-    for (uint32_t i = zone.end; i < cells.used_max_p1(); ++i) {
-        if (!cells.is_empty(i) && !drop[i]) {
-            res.common.push_back(i);
+    for (uint32_t i = 0; i < table.used_max_p1(); ++i) {
+        if (table.is_empty(i)) {
+            continue;
         }
-    }
-
-    for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
-        if (!cells.is_empty(i) && (!cells.seq_has(i, seq) || cells.seq_count(i) != 1)) {
+        if (!table.seq_has(i, seq) || table.seq_count(i) != 1) {
             throw std::runtime_error("several sequences share this cache stream: use one stream per sequence (kv_unified = false)");
+        }
+        if (i >= zone.end && !drop[i]) {
+            res.common.push_back(i);
         }
     }
 
@@ -448,11 +418,29 @@ llama_aircache::layout llama_aircache::plan(llama_seq_id seq, const int32_t * bu
             rows.push_back(i); // survivors of earlier turns stay, in front
         }
         for (int32_t i = 0; i < budgets[l]; ++i) {
-            rows.push_back(visual[*kept++]);
+            rows.push_back(visual[kept[i]].i);
         }
         res.start.push_back(res.end - rows.size());
+
+        merge mg;
+        std::map<int32_t, std::vector<uint32_t>> groups; // kept -> dropped cells
+        for (const auto & pair : aircache::merge_pairs(kept, budgets[l], visual.size(), merge_share)) {
+            groups[pair.kept].push_back(visual[pair.dropped].i);
+        }
+        for (const auto & [k, dropped] : groups) {
+            const uint32_t g = mg.target.size();
+            mg.target.push_back(res.end - budgets[l] + k);
+            mg.scale.push_back(1.0f/(1 + dropped.size()));
+            mg.cells.push_back(visual[kept[k]].i);
+            mg.cells.insert(mg.cells.end(), dropped.begin(), dropped.end());
+            mg.group.insert(mg.group.end(), 1 + dropped.size(), g);
+        }
+        res.merges.push_back(std::move(mg));
+
         rows.insert(rows.end(), res.common.begin(), res.common.end());
         res.rows.push_back(std::move(rows));
+
+        kept += budgets[l];
     }
 
     return res;
@@ -461,17 +449,17 @@ llama_aircache::layout llama_aircache::plan(llama_seq_id seq, const int32_t * bu
 void llama_aircache::commit(llama_seq_id seq, const layout & lay) {
     const uint32_t s = kv.seq_to_stream[seq];
 
-    auto & cells = kv.v_cells[s];
+    auto & table = kv.v_cells[s];
 
     const auto & obs  = *observers.at(seq);
-    const auto   last = cells_visual(seq).back();
+    const auto   last = cells(seq).visual.back().i;
 
     llama_kv_cells fresh;
-    fresh.resize(cells.size());
+    fresh.resize(table.size());
 
     const auto put = [&](uint32_t dst, uint32_t src) {
-        fresh.pos_set(dst, cells.pos_get(src));
-        fresh.ext_set(dst, cells.ext_get(src));
+        fresh.pos_set(dst, table.pos_get(src));
+        fresh.ext_set(dst, table.ext_get(src));
         fresh.seq_add(dst, seq);
     };
 
@@ -490,7 +478,7 @@ void llama_aircache::commit(llama_seq_id seq, const layout & lay) {
     zone.end   = lay.end;
     zone.cell  = 0;
 
-    cells = std::move(fresh);
+    table = std::move(fresh);
     kv.v_heads[s] = lay.end + lay.common.size();
 
     version++;
@@ -504,12 +492,12 @@ void llama_aircache::hide(llama_seq_id seq, const int32_t * budgets, const int32
     }
 
     const auto & obs    = *observers.at(seq);
-    const auto   visual = cells_visual(seq);
+    const auto   visual = cells(seq).visual;
 
     zone.p0   = zone.empty() ? obs.spans.front().p0 : zone.p0;
     zone.p1   = obs.spans.back().p1;
     zone.end  = 0;
-    zone.cell = visual.front();
+    zone.cell = visual.front().i;
     zone.start.assign(n_layer(), 0);
     zone.hidden.resize(n_layer());
 
@@ -519,7 +507,7 @@ void llama_aircache::hide(llama_seq_id seq, const int32_t * budgets, const int32
             if (kept != end && *kept == i) {
                 ++kept;
             } else {
-                zone.hidden[l].push_back(visual[i]);
+                zone.hidden[l].push_back(visual[i].i);
             }
         }
     }

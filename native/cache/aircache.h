@@ -8,12 +8,14 @@
 // See docs/cache.md.
 #pragma once
 
+#include "cache/observer.h"
 #include "llama-aircache.h"
 #include "llama-kv-cache.h"
 
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 class llama_io_read_i;
@@ -40,23 +42,6 @@ struct llama_aircache_zone {
 
     void write(llama_io_write_i & io, uint32_t n_layer) const;
     void read (llama_io_read_i  & io, uint32_t n_layer);
-};
-
-// queries of one sequence's text tokens, remembered while its prompt is decoded
-struct llama_aircache_observer {
-    std::vector<llama_aircache_span> spans;
-    llama_pos pos_end = 0;
-    uint32_t  n_slots = 0;
-
-    std::vector<ggml_context_ptr>        ctxs;
-    std::vector<ggml_backend_buffer_ptr> bufs;
-    std::vector<ggml_tensor *> q;        // [n_layer] F32 [head size * n_head, n_slots + 1]; the last row is a spare one
-    std::vector<float>         kq_scale; // [n_layer] as the model's graph uses it
-
-    std::vector<uint8_t> seen; // [n_slots]
-
-    // slot of the text token at a position, -1 if it is not observed
-    int32_t slot(llama_pos pos) const;
 };
 
 class llama_aircache {
@@ -96,7 +81,8 @@ public:
     // observation
     //
 
-    void observe(llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end);
+    void observe(llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
+            const llama_aircache_method & method, const uint8_t * is_template);
     void forget (llama_seq_id seq);
 
     llama_aircache_observer * observer(llama_seq_id seq);
@@ -105,30 +91,51 @@ public:
     std::vector<llama_seq_id> observed(const llama_ubatch & ubatch) const;
 
     //
-    // cells of an observed prompt
+    // cells of an observed prompt, in the order of its tokens
     //
 
-    // visual cells in token order; text cells by slot (throws if one is missing)
-    std::vector<uint32_t> cells_visual(llama_seq_id seq) const;
-    std::vector<uint32_t> cells_text  (llama_seq_id seq) const;
+    // where a token stands: a token sees those that are not greater (an image's tokens share their position)
+    struct cell {
+        llama_pos pos, y, x;
+        uint32_t  i;
+        bool operator<=(const cell & o) const { return std::tie(pos, y, x) <= std::tie(o.pos, o.y, o.x); }
+    };
 
-    // by slot: number of visual tokens before the text token
-    std::vector<uint32_t> visual_before(llama_seq_id seq) const;
+    struct cell_list {
+        std::vector<cell>    visual;
+        std::vector<int32_t> n_visual; // of each span
+        std::vector<cell>    text;     // T, by slot
+        std::vector<cell>    other;    // text before the first image; not the survivors of earlier turns
+    };
+
+    cell_list cells(llama_seq_id seq) const;
+
+    // throws when text was not decoded
+    void check_complete(llama_seq_id seq) const;
 
     //
     // eviction: see graph/aircache-evict.cpp
     //
 
+    // dropped rows that are averaged into kept ones of a layer
+    struct merge {
+        std::vector<uint32_t> cells;  // source cells: the kept ones themselves and what they take in
+        std::vector<uint32_t> group;  // [cells] which kept one
+        std::vector<uint32_t> target; // [groups] the kept ones' new cells
+        std::vector<float>    scale;  // [groups] 1 / members
+    };
+
     // where every row of the new layout comes from
     struct layout {
         std::vector<std::vector<uint32_t>> rows; // [n_layer] source cells of [start[l], n_cells)
+        std::vector<merge>    merges;            // [n_layer]
         std::vector<uint32_t> start;             // [n_layer]
         std::vector<uint32_t> common;            // source cells of [end, n_cells)
         uint32_t end = 0;
     };
 
     // throws std::runtime_error with the reason when the stream cannot be compressed
-    layout plan(llama_seq_id seq, const int32_t * budgets, const int32_t * kept) const;
+    layout plan(llama_seq_id seq, const int32_t * budgets, const int32_t * kept, double merge_share) const;
 
     // rewrite the table after the rows were moved
     void commit(llama_seq_id seq, const layout & lay);
@@ -145,6 +152,8 @@ public:
     int32_t  layer_ikv(int32_t il) const { return kv.map_layer_ids.at(il); }
     uint32_t stream(llama_seq_id seq) const { return kv.seq_to_stream[seq]; }
     bool     seq_valid(llama_seq_id seq) const { return seq >= 0 && (uint32_t) seq < kv.n_seq_max; }
+
+    uint32_t n_stream() const { return kv.n_stream; }
 
     // one stream of a layer: [n_embd, n_cells]
     ggml_tensor * k(uint32_t ikv, uint32_t stream) const { return kv.layers[ikv].k_stream[stream]; }

@@ -6,6 +6,7 @@
 #include "llama-context.h"
 #include "policy/policy.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdarg>
 #include <cstddef>
@@ -30,6 +31,8 @@ template <typename F>
 static int32_t guarded(F && f) {
     try {
         return f();
+    } catch (const std::invalid_argument & e) {
+        return fail(LLAMA_AIRCACHE_ARGUMENT, "%s", e.what());
     } catch (const std::bad_alloc &) {
         return fail(LLAMA_AIRCACHE_MEMORY, "out of memory on the device or host");
     } catch (const std::exception & e) {
@@ -43,33 +46,43 @@ const char * llama_aircache_error(void) {
     return last_error.c_str();
 }
 
-llama_aircache_method llama_aircache_method_default(void) {
-    return { 0.1, 0.9, LLAMA_AIRCACHE_WINDOW_ELITE, 32, LLAMA_AIRCACHE_ALLOC_AIRCACHE, 1 };
+// value in [lo, hi], and where open_lo not lo itself
+static void check_range(const char * name, double value, double lo, double hi, bool open_lo = false) {
+    if (!(value >= lo && value <= hi && !(open_lo && value == lo))) {
+        char buf[160];
+        snprintf(buf, sizeof(buf), "%s is %g: it must be in %c%g, %g]", name, value, open_lo ? '(' : '[', lo, hi);
+        throw std::invalid_argument(buf);
+    }
 }
 
-static int32_t check(const llama_aircache_method * m) {
+static void check(const llama_aircache_method * m) {
     if (!m) {
-        return fail(LLAMA_AIRCACHE_ARGUMENT, "method is null");
+        throw std::invalid_argument("method is null");
     }
-    if (!(m->keep > 0.0 && m->keep <= 1.0)) {
-        return fail(LLAMA_AIRCACHE_ARGUMENT, "keep is %g: it must be in (0, 1]", m->keep);
+    check_range("keep",          m->keep,          0, 1, true);
+    check_range("alpha",         m->alpha,         0, 1, true);
+    check_range("min_keep",      m->min_keep,      1, INT32_MAX);
+    check_range("window",        m->window,        LLAMA_AIRCACHE_WINDOW_ELITE,    LLAMA_AIRCACHE_WINDOW_ALL);
+    check_range("score",         m->score,         LLAMA_AIRCACHE_SCORE_ATTENTION, LLAMA_AIRCACHE_SCORE_STRIDE);
+    check_range("keys",          m->keys,          LLAMA_AIRCACHE_KEYS_WINDOW,     LLAMA_AIRCACHE_KEYS_CAUSAL);
+    check_range("pool",          m->pool,          LLAMA_AIRCACHE_POOL_NONE,       LLAMA_AIRCACHE_POOL_MAX);
+    check_range("allocation",    m->allocation,    LLAMA_AIRCACHE_ALLOC_AIRCACHE,  LLAMA_AIRCACHE_ALLOC_VL);
+    check_range("last_term",     m->last_term,     0, 1e6);
+    check_range("uniform_share", m->uniform_share, 0, 1);
+    check_range("rank",          m->rank,          0, INT32_MAX);
+    check_range("merge",         m->merge,         0, 1);
+    if (m->window == LLAMA_AIRCACHE_WINDOW_LAST || m->window == LLAMA_AIRCACHE_WINDOW_VISUAL) {
+        check_range("window_n", m->window_n, 1, 65536);
     }
-    if (!(m->alpha > 0.0 && m->alpha <= 1.0)) {
-        return fail(LLAMA_AIRCACHE_ARGUMENT, "alpha is %g: it must be in (0, 1]", m->alpha);
+    if (m->pool != LLAMA_AIRCACHE_POOL_NONE) {
+        check_range("pool_size", m->pool_size, 1, 65535);
+        if (m->pool_size % 2 == 0) {
+            throw std::invalid_argument("pool_size must be odd");
+        }
     }
-    if (m->window < LLAMA_AIRCACHE_WINDOW_ELITE || m->window > LLAMA_AIRCACHE_WINDOW_TEXT) {
-        return fail(LLAMA_AIRCACHE_ARGUMENT, "window is %d: known are 0 (elite), 1 (last), 2 (text)", m->window);
+    if (m->text_weights && m->window != LLAMA_AIRCACHE_WINDOW_TEXT) {
+        throw std::invalid_argument("text_weights go with the window of all text tokens");
     }
-    if (m->window == LLAMA_AIRCACHE_WINDOW_LAST && m->window_n < 1) {
-        return fail(LLAMA_AIRCACHE_ARGUMENT, "window_n is %d: it must be at least 1", m->window_n);
-    }
-    if (m->allocation < LLAMA_AIRCACHE_ALLOC_AIRCACHE || m->allocation > LLAMA_AIRCACHE_ALLOC_PREFIX) {
-        return fail(LLAMA_AIRCACHE_ARGUMENT, "allocation is %d: known are 0 to %d", m->allocation, LLAMA_AIRCACHE_ALLOC_PREFIX);
-    }
-    if (m->min_keep < 1) {
-        return fail(LLAMA_AIRCACHE_ARGUMENT, "min_keep is %d: it must be at least 1", m->min_keep);
-    }
-    return LLAMA_AIRCACHE_OK;
 }
 
 // the context's cache, ready for graphs of our own; null after fail()
@@ -106,7 +119,7 @@ static llama_aircache * open_observed(llama_context * ctx, llama_seq_id seq, int
         ctx->synchronize();
         ctx->memory_update(false);
 
-        n_visual = air->cells_visual(seq).size();
+        n_visual = air->cells(seq).visual.size();
         if (n_visual == 0) {
             status = fail(LLAMA_AIRCACHE_STATE, "no visual cells at the observed spans: decode the images first");
             return nullptr;
@@ -123,8 +136,12 @@ int32_t llama_aircache_supported(llama_context * ctx) {
     });
 }
 
-int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end) {
+int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
+        const llama_aircache_method * method, const uint8_t * is_template) {
     return guarded([&] {
+        const auto m = method ? *method : llama_aircache_method_default();
+        check(&m);
+
         int32_t status;
         auto * air = open(ctx, seq, status);
         if (!air) {
@@ -142,9 +159,12 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
         if (pos_end <= spans[n_spans - 1].p1) {
             return fail(LLAMA_AIRCACHE_ARGUMENT, "the prompt ends at %d, within or right behind its last image: it must end in text", pos_end);
         }
+        if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && air->n_stream() > 1) {
+            return fail(LLAMA_AIRCACHE_UNSUPPORTED, "the window of all tokens needs a cache of one stream, this one has %u", air->n_stream());
+        }
 
         ctx->synchronize();
-        air->observe(seq, spans, n_spans, pos_end);
+        air->observe(seq, spans, n_spans, pos_end, m, is_template);
         return (int32_t) LLAMA_AIRCACHE_OK;
     });
 }
@@ -158,24 +178,27 @@ int32_t llama_aircache_dims(llama_context * ctx, llama_seq_id seq, int32_t * n_l
         }
         const auto * obs = air->observer(seq);
         if (n_layer)  { *n_layer  = air->n_layer(); }
-        if (n_visual) { *n_visual = obs ? air->cells_visual(seq).size() : 0; }
-        if (n_text)   { *n_text   = obs ? obs->n_slots : 0; }
+        if (n_visual) { *n_visual = obs ? air->cells(seq).visual.size() : 0; }
+        if (n_text)   { *n_text   = obs ? obs->n_text : 0; }
         return status;
     });
 }
 
-int32_t llama_aircache_score(llama_context * ctx, llama_seq_id seq, const llama_aircache_method * method, float * scores, uint8_t * observers) {
+int32_t llama_aircache_score(llama_context * ctx, llama_seq_id seq, const llama_aircache_method * method,
+        float * scores, uint8_t * observers, double * alive) {
     return guarded([&] {
+        check(method);
+
         int32_t n_visual;
-        int32_t status = check(method);
-        auto * air = status ? nullptr : open_observed(ctx, seq, n_visual, status);
+        int32_t status;
+        auto * air = open_observed(ctx, seq, n_visual, status);
         if (!air) {
             return status;
         }
         if (!scores) {
             return fail(LLAMA_AIRCACHE_ARGUMENT, "scores is null");
         }
-        llama_aircache_run_score(ctx, *air, seq, *method, scores, observers);
+        llama_aircache_run_score(ctx, *air, seq, *method, scores, observers, alive);
         return status;
     });
 }
@@ -192,46 +215,65 @@ static int32_t check_scores(const float * scores, int32_t n_layer, int32_t n_vis
     return LLAMA_AIRCACHE_OK;
 }
 
-int32_t llama_aircache_allocate(const llama_aircache_method * method, const float * scores, int32_t n_layer, int32_t n_visual,
-        int32_t * budgets, double * strength, double * skewness) {
+int32_t llama_aircache_allocate(const llama_aircache_method * method, const float * scores, const double * alive,
+        int32_t n_layer, int32_t n_visual, int32_t * budgets, double * strength, double * skewness) {
     return guarded([&] {
-        int32_t status = check(method);
-        status = status ? status : check_scores(scores, n_layer, n_visual);
+        check(method);
+
+        const int32_t status = check_scores(scores, n_layer, n_visual);
         if (status) {
             return status;
         }
         if (!budgets) {
             return fail(LLAMA_AIRCACHE_ARGUMENT, "budgets is null");
         }
-
-        std::vector<double> st(n_layer);
-        std::vector<double> sk(n_layer);
-        for (int32_t l = 0; l < n_layer; ++l) {
-            st[l] = aircache::strength(scores + (size_t) l*n_visual, n_visual);
-            sk[l] = aircache::skewness(scores + (size_t) l*n_visual, n_visual);
-            if (strength) { strength[l] = st[l]; }
-            if (skewness) { skewness[l] = sk[l]; }
+        if (method->allocation == LLAMA_AIRCACHE_ALLOC_VL && !alive) {
+            return fail(LLAMA_AIRCACHE_ARGUMENT, "allocation vl needs the layers' counts of living entries");
         }
 
-        const int32_t lo    = std::min(method->min_keep, n_visual);
-        const double  exact = method->keep*n_layer*n_visual;
-        const int64_t total = std::max<int64_t>(std::floor(exact + 0.5), (int64_t) lo*n_layer);
+        const auto st = aircache::strength(scores, n_layer, n_visual);
+        const auto sk = aircache::skewness(scores, n_layer, n_visual);
+        if (strength) { std::copy(st.begin(), st.end(), strength); }
+        if (skewness) { std::copy(sk.begin(), sk.end(), skewness); }
 
-        std::vector<int32_t> res;
-        if (method->allocation == LLAMA_AIRCACHE_ALLOC_PREFIX) {
-            res = aircache::prefix_budgets(scores, n_layer, n_visual, total, lo);
-        } else {
-            const auto weights = aircache::layer_weights(method->allocation, method->keep*n_visual, n_visual, st, sk);
-            const auto real    = aircache::spread(weights, std::max(exact, (double) lo*n_layer), lo, n_visual);
-            res = aircache::round_to_total(real, total, n_visual);
+        if (method->rank > 0) {
+            std::fill(budgets, budgets + n_layer, 1);
+            return status;
         }
 
+        double        lo    = std::min(method->min_keep, n_visual);
+        const double  exact = std::max(method->keep*n_layer*n_visual, lo*n_layer);
+        const int64_t total = std::max<int64_t>(std::floor(method->keep*n_layer*n_visual + 0.5), lo*n_layer);
+
+        aircache::row weights;
+        switch (method->allocation) {
+            case LLAMA_AIRCACHE_ALLOC_PREFIX:
+                {
+                    const auto res = aircache::prefix_budgets(scores, n_layer, n_visual, total, lo);
+                    std::copy(res.begin(), res.end(), budgets);
+                    return status;
+                }
+            case LLAMA_AIRCACHE_ALLOC_UNIFORM:  weights = aircache::uniform_weights(n_layer); break;
+            case LLAMA_AIRCACHE_ALLOC_PYRAMID:  weights = aircache::pyramid_weights(n_layer, method->keep*n_visual, n_visual); break;
+            case LLAMA_AIRCACHE_ALLOC_STRENGTH: weights = aircache::mean_one(st); break;
+            case LLAMA_AIRCACHE_ALLOC_SKEWNESS: weights = aircache::mean_one(sk); break;
+            case LLAMA_AIRCACHE_ALLOC_VL:
+                weights = aircache::mean_one(aircache::row(alive, alive + n_layer));
+                lo = std::max(lo, std::min(0.01, method->keep)*n_visual); // VL-Cache's floor of 1 % a layer
+                break;
+            default: weights = aircache::blend(aircache::mean_one(st), aircache::mean_one(sk), 0.5);
+        }
+        if (method->uniform_share > 0.0) {
+            weights = aircache::blend(aircache::mean_one(weights), aircache::uniform_weights(n_layer), method->uniform_share);
+        }
+
+        const auto res = aircache::round_to_total(aircache::spread(weights, exact, lo, n_visual), total, n_visual);
         std::copy(res.begin(), res.end(), budgets);
         return status;
     });
 }
 
-int32_t llama_aircache_select(const float * scores, int32_t n_layer, int32_t n_visual, const int32_t * budgets, int32_t * kept) {
+int32_t llama_aircache_select(const float * scores, int32_t n_layer, int32_t n_visual, const int32_t * budgets, int32_t rank, int32_t * kept) {
     return guarded([&] {
         const int32_t status = check_scores(scores, n_layer, n_visual);
         if (status) {
@@ -240,19 +282,28 @@ int32_t llama_aircache_select(const float * scores, int32_t n_layer, int32_t n_v
         if (!budgets || !kept) {
             return fail(LLAMA_AIRCACHE_ARGUMENT, "budgets or kept is null");
         }
+        if (rank < 0 || rank > n_visual) {
+            return fail(LLAMA_AIRCACHE_ARGUMENT, "rank is %d: it must be in [0, %d]", rank, n_visual);
+        }
         for (int32_t l = 0; l < n_layer; ++l) {
-            if (budgets[l] < 0 || budgets[l] > n_visual) {
-                return fail(LLAMA_AIRCACHE_ARGUMENT, "budget %d of layer %d is outside of [0, %d]", budgets[l], l, n_visual);
+            if (budgets[l] < 0 || budgets[l] > n_visual || (rank > 0 && budgets[l] != 1)) {
+                return fail(LLAMA_AIRCACHE_ARGUMENT, "budget %d of layer %d is outside of [0, %d], or not 1 with a rank", budgets[l], l, n_visual);
             }
-            aircache::top_n(scores + (size_t) l*n_visual, n_visual, budgets[l], kept);
+            if (rank > 0) {
+                aircache::only_nth(scores + (size_t) l*n_visual, n_visual, rank, kept);
+            } else {
+                aircache::top_n(scores + (size_t) l*n_visual, n_visual, budgets[l], kept);
+            }
             kept += budgets[l];
         }
         return status;
     });
 }
 
-int32_t llama_aircache_evict(llama_context * ctx, llama_seq_id seq, const int32_t * budgets, const int32_t * kept, bool mask_only) {
+int32_t llama_aircache_evict(llama_context * ctx, llama_seq_id seq, const int32_t * budgets, const int32_t * kept, double merge, bool mask_only) {
     return guarded([&] {
+        check_range("merge", merge, 0, mask_only ? 0 : 1);
+
         int32_t n_visual;
         int32_t status;
         auto * air = open_observed(ctx, seq, n_visual, status);
@@ -280,7 +331,7 @@ int32_t llama_aircache_evict(llama_context * ctx, llama_seq_id seq, const int32_
         } else if (mask_only) {
             air->hide(seq, budgets, kept);
         } else {
-            const auto lay = air->plan(seq, budgets, kept);
+            const auto lay = air->plan(seq, budgets, kept, merge);
             llama_aircache_run_evict(ctx, *air, seq, lay);
             air->commit(seq, lay);
         }

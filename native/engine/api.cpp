@@ -171,7 +171,7 @@ int32_t pac_count_tokens(pac_engine * engine, const char * text, const struct pa
 }
 
 int32_t pac_prompt(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
-        int32_t reserve, bool observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out) {
+        int32_t reserve, const struct pac_method * observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out) {
     return guarded([&] {
         require(engine && text && out && (images || n_images == 0) && n_images >= 0, "engine, text, images or out is null");
         require(reserve >= 0, "reserve is negative");
@@ -180,8 +180,26 @@ int32_t pac_prompt(pac_engine * engine, const char * text, const struct pac_imag
 }
 
 struct pac_method pac_method_default(void) {
-    const auto m = llama_aircache_method_default();
-    return { m.keep, m.alpha, m.window, m.window_n, m.allocation, m.min_keep };
+    return pac_from_llama(llama_aircache_method_default());
+}
+
+const char * pac_method_name(int32_t index) {
+    return llama_aircache_method_name(index);
+}
+
+int32_t pac_method_by_name(const char * name, struct pac_method * out) {
+    return guarded([&] {
+        require(name && out, "name or out is null");
+        llama_aircache_method m;
+        if (llama_aircache_method_by_name(name, &m) != LLAMA_AIRCACHE_OK) {
+            std::string known;
+            for (int32_t i = 0; llama_aircache_method_name(i); ++i) {
+                known += (i ? ", " : "") + std::string(llama_aircache_method_name(i));
+            }
+            throw pac_error(PAC_ERR_ARGUMENT, pac_format("no method is named \"%s\"; known are %s", name, known.c_str()));
+        }
+        *out = pac_from_llama(m);
+    });
 }
 
 int32_t pac_score(pac_engine * engine, const struct pac_method * method, struct pac_scores * out) {
@@ -191,10 +209,11 @@ int32_t pac_score(pac_engine * engine, const struct pac_method * method, struct 
     });
 }
 
-int32_t pac_evict(pac_engine * engine, const int32_t * budgets, const int32_t * kept, bool mask_only, struct pac_compression * out) {
+int32_t pac_evict(pac_engine * engine, const int32_t * budgets, const int32_t * kept, double merge, bool mask_only,
+        struct pac_compression * out) {
     return guarded([&] {
         require(engine && budgets && kept && out, "engine, budgets, kept or out is null");
-        engine->evict(budgets, kept, mask_only, *out);
+        engine->evict(budgets, kept, merge, mask_only, *out);
     });
 }
 
@@ -206,18 +225,18 @@ int32_t pac_compress(pac_engine * engine, const struct pac_method * method, bool
     });
 }
 
-int32_t pac_allocate(const struct pac_method * method, const float * scores, int32_t n_layers, int32_t n_visual,
-        int32_t * budgets, double * strength, double * skewness) {
+int32_t pac_allocate(const struct pac_method * method, const float * scores, const double * alive,
+        int32_t n_layers, int32_t n_visual, int32_t * budgets, double * strength, double * skewness) {
     return guarded([&] {
         require(method, "method is null");
-        const llama_aircache_method m = { method->keep, method->alpha, method->window, method->window_n, method->allocation, method->min_keep };
-        pac_check(llama_aircache_allocate(&m, scores, n_layers, n_visual, budgets, strength, skewness));
+        const auto m = pac_to_llama(*method);
+        pac_check(llama_aircache_allocate(&m, scores, alive, n_layers, n_visual, budgets, strength, skewness));
     });
 }
 
-int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t * kept) {
+int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank, int32_t * kept) {
     return guarded([&] {
-        pac_check(llama_aircache_select(scores, n_layers, n_visual, budgets, kept));
+        pac_check(llama_aircache_select(scores, n_layers, n_visual, budgets, rank, kept));
     });
 }
 
@@ -253,6 +272,18 @@ int32_t pac_logits(pac_engine * engine, const float ** logits, int32_t * n_vocab
         require(engine && logits && n_vocab, "engine, logits or n_vocab is null");
         *logits  = engine->logits();
         *n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(engine->model.get()));
+    });
+}
+
+int32_t pac_image_embeddings(pac_engine * engine, const float ** embd, int32_t * n_tokens, int32_t * n_embd) {
+    return guarded([&] {
+        require(engine && embd && n_tokens && n_embd, "engine, embd, n_tokens or n_embd is null");
+        if (engine->embeddings.empty()) {
+            throw pac_error(PAC_ERR_STATE, "the last prompt held no image");
+        }
+        *embd     = engine->embeddings.data();
+        *n_tokens = engine->n_visual;
+        *n_embd   = engine->embeddings.size()/engine->n_visual;
     });
 }
 

@@ -1,10 +1,22 @@
 // Score, allocate, select, evict: the calls of llama-aircache.h with the engine's bookkeeping.
 #include "engine.h"
 
+#include <cstring>
 #include <numeric>
 
-static llama_aircache_method to_llama(const pac_method & m) {
-    return { m.keep, m.alpha, m.window, m.window_n, m.allocation, m.min_keep };
+// The two structs are the same, declared twice because pyaircache.h shows no llama.cpp type.
+static_assert(sizeof(pac_method) == sizeof(llama_aircache_method), "pac_method must follow llama_aircache_method");
+
+llama_aircache_method pac_to_llama(const pac_method & m) {
+    llama_aircache_method res;
+    memcpy(&res, &m, sizeof(res));
+    return res;
+}
+
+pac_method pac_from_llama(const llama_aircache_method & m) {
+    pac_method res;
+    memcpy(&res, &m, sizeof(res));
+    return res;
 }
 
 static llama_aircache_seq_stats seq_stats(llama_context * ctx) {
@@ -24,11 +36,12 @@ void pac_engine::score(const pac_method & method, pac_scores & out) {
     int32_t n_text;
     pac_check(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, &n_text));
 
-    const auto m = to_llama(method);
+    const auto m = pac_to_llama(method);
 
     std::vector<uint8_t> observers((size_t) n_layer*n_text);
     scores.resize((size_t) n_layer*n_visual);
-    pac_check(llama_aircache_score(ctx.get(), 0, &m, scores.data(), observers.data()));
+    alive.resize(m.allocation == LLAMA_AIRCACHE_ALLOC_VL ? n_layer : 0);
+    pac_check(llama_aircache_score(ctx.get(), 0, &m, scores.data(), observers.data(), alive.empty() ? nullptr : alive.data()));
 
     n_elite.assign(n_layer, 0);
     elite.clear();
@@ -41,10 +54,10 @@ void pac_engine::score(const pac_method & method, pac_scores & out) {
         }
     }
 
-    out = { n_layer, n_visual, scores.data(), n_elite.data(), elite.data(), (llama_time_us() - t_start)/1000.0 };
+    out = { n_layer, n_visual, scores.data(), n_elite.data(), elite.data(), alive.empty() ? nullptr : alive.data(), (llama_time_us() - t_start)/1000.0 };
 }
 
-void pac_engine::evict(const int32_t * new_budgets, const int32_t * new_kept, bool mask_only, pac_compression & out) {
+void pac_engine::evict(const int32_t * new_budgets, const int32_t * new_kept, double merge, bool mask_only, pac_compression & out) {
     if (!observed) {
         throw pac_error(PAC_ERR_STATE, "nothing to evict: the last prompt held no image, was not observed, or was compressed already");
     }
@@ -54,7 +67,7 @@ void pac_engine::evict(const int32_t * new_budgets, const int32_t * new_kept, bo
 
     int32_t n_layer;
     pac_check(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, nullptr));
-    pac_check(llama_aircache_evict(ctx.get(), 0, new_budgets, new_kept, mask_only));
+    pac_check(llama_aircache_evict(ctx.get(), 0, new_budgets, new_kept, merge, mask_only));
     observed = false;
 
     const auto after = seq_stats(ctx.get());
@@ -79,19 +92,19 @@ void pac_engine::compress(const pac_method & method, bool mask_only, pac_scores 
 
     const int64_t t_start = llama_time_us();
 
-    const auto m = to_llama(method);
+    const auto m = pac_to_llama(method);
 
     std::vector<int32_t> new_budgets(sc.n_layers);
     strength.resize(sc.n_layers);
     skewness.resize(sc.n_layers);
-    pac_check(llama_aircache_allocate(&m, sc.scores, sc.n_layers, sc.n_visual, new_budgets.data(), strength.data(), skewness.data()));
+    pac_check(llama_aircache_allocate(&m, sc.scores, sc.alive, sc.n_layers, sc.n_visual, new_budgets.data(), strength.data(), skewness.data()));
 
     std::vector<int32_t> new_kept(std::accumulate(new_budgets.begin(), new_budgets.end(), (size_t) 0));
-    pac_check(llama_aircache_select(sc.scores, sc.n_layers, sc.n_visual, new_budgets.data(), new_kept.data()));
+    pac_check(llama_aircache_select(sc.scores, sc.n_layers, sc.n_visual, new_budgets.data(), m.rank, new_kept.data()));
 
     const double ms_select = (llama_time_us() - t_start)/1000.0;
 
-    evict(new_budgets.data(), new_kept.data(), mask_only, out);
+    evict(new_budgets.data(), new_kept.data(), method.merge, mask_only, out);
 
     out.strength = strength.data();
     out.skewness = skewness.data();

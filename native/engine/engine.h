@@ -23,6 +23,9 @@ struct pac_error : std::runtime_error {
 
 std::string pac_format(const char * fmt, ...) __attribute__((format(printf, 1, 2)));
 
+llama_aircache_method pac_to_llama(const pac_method & m);
+pac_method            pac_from_llama(const llama_aircache_method & m);
+
 // throws the error of the last llama_aircache_* call when status is one
 void pac_check(int32_t aircache_status);
 
@@ -43,7 +46,7 @@ struct pac_engine {
 
     // prompt.cpp
     mtmd::input_chunks_ptr tokenize(const char * text, const pac_image * images, int32_t n_images) const;
-    void prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, bool observe,
+    void prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * observe,
             pac_progress_callback progress, void * user_data, pac_prompt_info & out);
     void decode(int32_t token);
     int32_t sample(float temperature, uint32_t seed);
@@ -53,7 +56,7 @@ struct pac_engine {
 
     // compress.cpp
     void score(const pac_method & method, pac_scores & out);
-    void evict(const int32_t * budgets, const int32_t * kept, bool mask_only, pac_compression & out);
+    void evict(const int32_t * budgets, const int32_t * kept, double merge, bool mask_only, pac_compression & out);
     void compress(const pac_method & method, bool mask_only, pac_scores * scores_out, pac_compression & out);
 
     llama_model_ptr   model;
@@ -75,12 +78,14 @@ struct pac_engine {
     // the last prompt
     std::vector<pac_span> spans;
     std::vector<int32_t>  text_tokens; // prompt token index of every text token behind the first image
+    std::vector<float>    embeddings;  // of its images
     int32_t n_visual       = 0;
     int32_t n_reused_start = 0; // graph reuse count when it was over
     int32_t n_decodes      = 0;
 
     // results handed out
     std::vector<float>   scores;
+    std::vector<double>  alive;
     std::vector<int32_t> n_elite;
     std::vector<int32_t> elite;
     std::vector<int32_t> budgets;

@@ -150,7 +150,7 @@ void pac_engine::decode_text(const llama_token * tokens, size_t n, bool last, co
     }
 }
 
-void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, bool observe,
+void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * observe,
         pac_progress_callback progress, void * user_data, pac_prompt_info & out) {
     const llama_vocab * vocab = llama_model_get_vocab(model.get());
 
@@ -172,6 +172,7 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
     std::vector<pac_span> new_spans;
     std::vector<llama_aircache_span> air_spans;
     std::vector<int32_t> new_text;
+    std::vector<uint8_t> is_template; // of new_text
     int32_t   n_tokens = 0;
     int32_t   n_vis    = 0;
     int32_t   n_media  = 0;
@@ -191,11 +192,15 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
             last_id = id ? id : "";
             n_media++;
             new_spans.push_back({ image, n_tokens, c.n_tokens, nx, ny, pos, pos + c.n_pos });
-            air_spans.push_back({ pos, pos + c.n_pos });
+            air_spans.push_back({ pos, pos + c.n_pos, nx });
             n_vis += c.n_tokens;
         } else if (!new_spans.empty()) {
+            // of the template: control tokens, and all from the end of the user's turn on
+            bool tail = false;
             for (int32_t i = 0; i < c.n_tokens; ++i) {
                 new_text.push_back(n_tokens + i);
+                tail |= llama_vocab_is_eog(vocab, c.tokens[i]);
+                is_template.push_back(tail || llama_vocab_is_control(vocab, c.tokens[i]));
             }
         }
         n_tokens += c.n_tokens;
@@ -225,9 +230,12 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
         llama_aircache_clear(ctx.get(), 0); // of a prompt that was never compressed
 
         if (observe && n_vis > 0) {
-            pac_check(llama_aircache_observe(ctx.get(), 0, air_spans.data(), air_spans.size(), pos));
+            const auto m = pac_to_llama(*observe);
+            pac_check(llama_aircache_observe(ctx.get(), 0, air_spans.data(), air_spans.size(), pos, &m, is_template.data()));
             observed = true;
         }
+
+        embeddings.clear();
 
         int32_t n_done    = 0;
         int32_t n_encoded = 0;
@@ -259,11 +267,14 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
                 throw pac_error(PAC_ERR_COMPUTE, pac_format("encoding an image failed: %s", pac_take_logged_error().c_str()));
             }
             report(1, ++n_encoded, n_media);
+
+            float * embd = mtmd_get_output_embd(vision.get());
+            embeddings.insert(embeddings.end(), embd, embd + (size_t) c.n_tokens*llama_model_n_embd_inp(model.get()));
             us_encode += llama_time_us() - t_encode;
 
             struct { const std::function<void(int32_t)> done; std::exception_ptr error; } state = { prefilled, nullptr };
             llama_pos pos_new = n_pos;
-            const int32_t res = mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), c.media, mtmd_get_output_embd(vision.get()),
+            const int32_t res = mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), c.media, embd,
                     n_pos, 0, llama_n_batch(ctx.get()), &pos_new,
                     [](const mtmd_helper_embd_batch * batch, void * user_data) {
                         auto & s = *(decltype(state) *) user_data;

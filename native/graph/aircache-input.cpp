@@ -28,6 +28,11 @@ std::shared_ptr<llama_aircache_input> llama_aircache_input::build(
     for (size_t i = 0; i < res->seqs.size(); ++i) {
         res->rows.push_back(ggml_new_tensor_1d(ctx, GGML_TYPE_I64, ubatch.n_tokens));
         ggml_set_input(res->rows.back());
+
+        res->weights.push_back(air->observer(res->seqs[i])->sum ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, ubatch.n_tokens) : nullptr);
+        if (res->weights.back()) {
+            ggml_set_input(res->weights.back());
+        }
     }
 
     if (air->any()) {
@@ -101,18 +106,36 @@ void llama_aircache_input::build_masks(ggml_context * ctx, ggml_cgraph * gf, con
 }
 
 void llama_aircache_input::set_input(const llama_ubatch * ubatch, const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask) {
+    const auto & sinfo = mctx->get_sinfo();
+
     for (size_t i = 0; i < seqs.size(); ++i) {
         auto * obs = air->observer(seqs[i]);
 
-        std::vector<int64_t> data(ubatch->n_tokens, obs->n_slots); // the spare row
+        std::vector<int64_t> row   (ubatch->n_tokens, obs->n_slots()); // the spare one
+        std::vector<float>   weight(ubatch->n_tokens, 0.0f);
+
         for (uint32_t t = 0; t < ubatch->n_tokens; ++t) {
-            const int32_t slot = ubatch->seq_id[t][0] == seqs[i] ? obs->slot(ubatch->pos[t]) : -1;
+            const llama_pos pos = ubatch->pos[t];
+            if (ubatch->seq_id[t][0] != seqs[i] || !obs->covers(pos)) {
+                continue;
+            }
+            weight[t] = 1.0f;
+
+            const int32_t slot = obs->text_slot(pos);
             if (slot >= 0) {
-                data[t] = slot;
+                row[t] = slot;
                 obs->seen[slot] = 1;
+            } else if (obs->n_last > 0) {
+                const uint32_t j = obs->n_ring++ % obs->n_last;
+                row[t] = obs->n_text + j;
+                obs->last_cell[j] = sinfo.idxs[t/sinfo.size()][t%sinfo.size()];
             }
         }
-        ggml_backend_tensor_set(rows[i], data.data(), 0, ggml_nbytes(rows[i]));
+
+        ggml_backend_tensor_set(rows[i], row.data(), 0, ggml_nbytes(rows[i]));
+        if (weights[i]) {
+            ggml_backend_tensor_set(weights[i], weight.data(), 0, ggml_nbytes(weights[i]));
+        }
     }
 
     if (!masks) {
@@ -163,11 +186,37 @@ void llama_aircache_input::fill_masks(const llama_kv_cache_context * mctx, const
     }
 }
 
-void llama_aircache_input::observe(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * q, float kq_scale, int il) {
+ggml_tensor * llama_aircache_input::kq_mask(ggml_tensor * kq_mask, int il) const {
+    return masks ? groups[layer_group[air->layer_ikv(il)]].mask : kq_mask;
+}
+
+// sum over tokens of weight * mean over heads of softmax(q k^T * scale + mask): [n_kv]. As much scratch memory as
+// attention without flash attention takes: n_kv * n_tokens * n_head.
+static ggml_tensor * attention_sum(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * mask, ggml_tensor * weight, float scale) {
+    k = ggml_permute(ctx, ggml_cast(ctx, k, GGML_TYPE_F32), 0, 2, 1, 3);
+    q = ggml_permute(ctx, q, 0, 2, 1, 3);
+
+    ggml_tensor * cur = ggml_mul_mat(ctx, k, q); // [n_kv, n_tokens, n_head]
+    ggml_prec_set_acc(cur, GGML_PREC_F32);
+
+    cur = ggml_soft_max_ext(ctx, cur, mask, scale, 0.0f);
+
+    const int64_t n_kv   = cur->ne[0];
+    const int64_t n_head = cur->ne[2];
+
+    cur = ggml_cont(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3)); // [n_tokens, n_kv, n_head]
+    cur = ggml_mul_mat(ctx, ggml_reshape_2d(ctx, cur, cur->ne[0], n_kv*n_head), weight);
+    ggml_prec_set_acc(cur, GGML_PREC_F32);
+
+    cur = ggml_cont(ctx, ggml_transpose(ctx, ggml_reshape_2d(ctx, cur, n_kv, n_head)));
+    return ggml_reshape_1d(ctx, ggml_mean(ctx, cur), n_kv);
+}
+
+void llama_aircache_input::observe(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * q, ggml_tensor * k, ggml_tensor * mask, float kq_scale, int il) {
+    const int32_t ikv = air->layer_ikv(il);
+
     for (size_t i = 0; i < seqs.size(); ++i) {
         auto * obs = air->observer(seqs[i]);
-
-        const int32_t ikv = air->layer_ikv(il);
 
         obs->kq_scale[ikv] = kq_scale;
 
@@ -177,9 +226,13 @@ void llama_aircache_input::observe(ggml_context * ctx, ggml_cgraph * gf, ggml_te
         src = ggml_reshape_2d(ctx, src, dst->ne[0], ggml_nelements(q)/dst->ne[0]);
 
         ggml_build_forward_expand(gf, ggml_set_rows(ctx, dst, src, rows[i]));
-    }
-}
 
-ggml_tensor * llama_aircache_input::kq_mask(ggml_tensor * kq_mask, int il) const {
-    return masks ? groups[layer_group[air->layer_ikv(il)]].mask : kq_mask;
+        if (weights[i]) {
+            const size_t  i0  = masks ? groups[layer_group[ikv]].i0 : 0;
+            ggml_tensor * sum = attention_sum(ctx, q, k, mask, weights[i], kq_scale);
+            ggml_tensor * acc = ggml_view_1d(ctx, obs->sums[ikv], sum->ne[0], i0*sizeof(float));
+
+            ggml_build_forward_expand(gf, ggml_cpy(ctx, ggml_add(ctx, acc, sum), acc));
+        }
+    }
 }

@@ -22,11 +22,12 @@ public:
     // kq_mask: the common mask, filled already
     void set_input(const llama_ubatch * ubatch, const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask);
 
-    // store q [head size, n_head, n_tokens] (as it meets the cache's K) of the observed tokens
-    void observe(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * q, float kq_scale, int il);
-
     // layer il's mask: a part of the common one, less what the layer does not hold
     ggml_tensor * kq_mask(ggml_tensor * kq_mask, int il) const;
+
+    // store q of the observed tokens, or sum up their attention
+    // q [head size, n_head, n_tokens], k [head size, n_head_kv, n_kv - i0, 1] as they meet, mask: of the layer
+    void observe(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * q, ggml_tensor * k, ggml_tensor * mask, float kq_scale, int il);
 
 private:
     // layers with the same unused cells share a mask
@@ -52,5 +53,6 @@ private:
     ggml_tensor * masks = nullptr; // all groups' masks, one after the other (one upload for all layers)
 
     std::vector<llama_seq_id>  seqs; // observed sequences in the ubatch
-    std::vector<ggml_tensor *> rows; // I64 [n_tokens] for each: row of the query buffer
+    std::vector<ggml_tensor *> rows;    // I64 [n_tokens] for each: row of the query buffer
+    std::vector<ggml_tensor *> weights; // F32 [n_tokens] for each: 1 where its attention is summed up; null: not wanted
 };

@@ -2,7 +2,7 @@
 
 #include "llama-context.h"
 
-#include <cstring>
+#include <algorithm>
 #include <new>
 #include <stdexcept>
 
@@ -54,6 +54,11 @@ ggml_tensor * llama_aircache_graph::input_i32(const std::vector<uint32_t> & data
     return input(ggml_new_tensor_1d(ctx(), GGML_TYPE_I32, data.size()), data.data());
 }
 
+ggml_tensor * llama_aircache_graph::input_i64(const std::vector<uint32_t> & data) {
+    const std::vector<int64_t> wide(data.begin(), data.end());
+    return input(ggml_new_tensor_1d(ctx(), GGML_TYPE_I64, wide.size()), wide.data());
+}
+
 ggml_tensor * llama_aircache_graph::input_f32(const std::vector<float> & data, int64_t ne0, int64_t ne1) {
     return input(ggml_new_tensor_2d(ctx(), GGML_TYPE_F32, ne0, ne1), data.data());
 }
@@ -75,4 +80,13 @@ void llama_aircache_graph::run() {
     if (ggml_backend_sched_graph_compute(sched, cgraph) != GGML_STATUS_SUCCESS) {
         throw std::runtime_error("a backend failed to compute the graph");
     }
+}
+
+std::vector<std::vector<float>> llama_aircache_graph::read(const std::vector<ggml_tensor *> & outs) {
+    std::vector<std::vector<float>> res;
+    for (auto * t : outs) {
+        res.emplace_back(ggml_nelements(t));
+        ggml_backend_tensor_get(t, res.back().data(), 0, ggml_nbytes(t));
+    }
+    return res;
 }

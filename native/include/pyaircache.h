@@ -143,33 +143,54 @@ struct pac_prompt_info {
     double  ms_prefill; // without the encoding
 };
 
+// What to observe, how to score, how to share out the cells: the fields of llama_aircache_method (llama-aircache.h).
+struct pac_method {
+    double   keep;          // kept share of the visual cells, (0, 1]
+    int32_t  min_keep;      // cells that every layer keeps at least, >= 1
+    int32_t  window;        // 0 elite, 1 last text tokens, 2 all text, 3 last visual tokens, 4 every token
+    int32_t  window_n;      // of windows 1 and 3
+    double   alpha;         // elite threshold, (0, 1]
+    bool     elite_content; // leave out template tokens
+    bool     elite_last;    // always hold the last token
+    int32_t  score;         // 0 attention, 1 random, 2 stride
+    int32_t  keys;          // softmax over 0 visual tokens and window, 1 all tokens seen
+    uint32_t seed;
+    bool     text_weights;
+    int32_t  pool;          // 0 none, 1 avg, 2 max
+    int32_t  pool_size;     // odd
+    bool     pool_2d;
+    double   last_term;
+    bool     value_norm;
+    bool     diversity;
+    int32_t  allocation;    // 0 strength + skewness, 1 uniform, 2 pyramid, 3 strength, 4 skewness, 5 prefix, 6 vl
+    double   uniform_share; // [0, 1]
+    int32_t  rank;          // r: keep only the r-th most important token of every layer; 0: off
+    double   merge;         // share of the dropped tokens averaged into the nearest kept one, [0, 1]
+};
+PAC_API struct pac_method pac_method_default(void);
+
+// Named methods: index 0, 1, ... until NULL; the method of a name, with keep 0.1.
+PAC_API const char * pac_method_name(int32_t index);
+PAC_API int32_t      pac_method_by_name(const char * name, struct pac_method * out);
+
 // Tokenises text (special tokens are parsed; each marker is replaced by the next image), without evaluating anything.
 // n_cells: cells this prompt needs.
 PAC_API int32_t pac_count_tokens(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
         int32_t * n_cells);
 
 // Appends a prompt to the conversation and evaluates it. reserve: cells that must stay free for the answer.
-// observe: remember what pac_score needs; without it, or without images, nothing but a plain prefill happens.
+// observe: the method that pac_score will use, or NULL; without it, or without images, this is a plain prefill.
 // On failure the conversation is as it was before the call (PAC_ERR_CONTEXT: nothing was evaluated at all).
 PAC_API int32_t pac_prompt(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
-        int32_t reserve, bool observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out);
-
-struct pac_method {
-    double keep;        // kept share of the visual cells, (0, 1]
-    double alpha;       // elite threshold, (0, 1]
-    int32_t window;     // 0 elite, 1 last n text tokens, 2 all text tokens
-    int32_t window_n;   // n of window 1
-    int32_t allocation; // 0 strength + skewness, 1 uniform, 2 pyramid, 3 strength, 4 skewness, 5 prefix
-    int32_t min_keep;   // cells that every layer keeps at least, default 1
-};
-PAC_API struct pac_method pac_method_default(void);
+        int32_t reserve, const struct pac_method * observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out);
 
 struct pac_scores {
     int32_t n_layers;
     int32_t n_visual;
     const float   * scores;   // [n_layers, n_visual]: I of method section 1
     const int32_t * n_elite;  // [n_layers]
-    const int32_t * elite;    // concatenated: prompt token indices of each layer's observing tokens, ascending
+    const int32_t * elite;    // concatenated: prompt token indices of each layer's observing text tokens, ascending
+    const double  * alive;    // [n_layers]: VL-Cache's count of living attention entries; NULL unless allocation is vl
     double ms;
 };
 // Scores the visual tokens of the last pac_prompt. PAC_ERR_STATE when it was not observed or was compressed already.
@@ -187,19 +208,21 @@ struct pac_compression {
     double  ms_score;
     double  ms_evict;
 };
-// Evicts given visual tokens: budgets [n_layers], kept: concatenated ascending indices. mask_only: hide instead of move
-// (the oracle for tests; frees nothing).
-PAC_API int32_t pac_evict(pac_engine * engine, const int32_t * budgets, const int32_t * kept, bool mask_only,
+// Evicts all but the given visual tokens: budgets [n_layers], kept: concatenated ascending indices. merge: as in pac_method.
+// mask_only: hide instead of move (the oracle for tests; frees nothing).
+PAC_API int32_t pac_evict(pac_engine * engine, const int32_t * budgets, const int32_t * kept, double merge, bool mask_only,
         struct pac_compression * out);
 // Score, allocate, select, evict.
 PAC_API int32_t pac_compress(pac_engine * engine, const struct pac_method * method, bool mask_only,
         struct pac_scores * scores, struct pac_compression * out);
 
-// Layer budgets of method section 2 from scores [n_layers, n_visual]; pure, no engine. strength, skewness: NULL or [n_layers].
-PAC_API int32_t pac_allocate(const struct pac_method * method, const float * scores, int32_t n_layers, int32_t n_visual,
-        int32_t * budgets, double * strength, double * skewness);
-// Kept sets of method section 3: budgets [n_layers] -> kept [sum of budgets]; pure, no engine.
-PAC_API int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t * kept);
+// Layer budgets of method section 2 from scores [n_layers, n_visual]; pure, no engine. alive [n_layers]: for allocation vl,
+// else NULL. strength, skewness: NULL or [n_layers].
+PAC_API int32_t pac_allocate(const struct pac_method * method, const float * scores, const double * alive,
+        int32_t n_layers, int32_t n_visual, int32_t * budgets, double * strength, double * skewness);
+// Kept sets of method section 3: budgets [n_layers] -> kept [sum of budgets]; pure, no engine. rank: 0, or as in pac_method.
+PAC_API int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank,
+        int32_t * kept);
 
 // Next token from the current logits. temperature 0: the most likely one (ties: the lowest id).
 PAC_API int32_t pac_sample(pac_engine * engine, float temperature, uint32_t seed, int32_t * token, bool * end_of_answer);
@@ -209,6 +232,10 @@ PAC_API int32_t pac_token_bytes(const pac_engine * engine, int32_t token, char *
 PAC_API int32_t pac_decode(pac_engine * engine, int32_t token);
 // Logits of the last evaluated token: [n_vocab].
 PAC_API int32_t pac_logits(pac_engine * engine, const float ** logits, int32_t * n_vocab);
+
+// Image embeddings of the last prompt as the projector gave them: [n_tokens, n_embd], all images in order. For checks
+// against other implementations. PAC_ERR_STATE when there were no images.
+PAC_API int32_t pac_image_embeddings(pac_engine * engine, const float ** embd, int32_t * n_tokens, int32_t * n_embd);
 
 struct pac_stats {
     int32_t n_ctx;

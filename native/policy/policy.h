@@ -1,35 +1,83 @@
-// Host policies: pure functions over [n_layer, n_visual] scores. No llama.cpp type, no state.
+// Host policies: pure functions over [n_layer, n_visual] scores. No llama.cpp type, no state; one method a file.
 #pragma once
 
-#include <cstdint>
+#include <stddef.h>
+#include <stdint.h>
+
 #include <vector>
 
 namespace aircache {
 
-// sum of a layer's importances (method section 2)
-double strength(const float * scores, int32_t n_visual);
+using row = std::vector<double>; // one value a layer
 
-// sample skewness of a layer's importances; 0 where negative or undefined
-double skewness(const float * scores, int32_t n_visual);
+//
+// windows: which text tokens observe
+//
 
-// what each layer's budget is proportional to, for one of enum llama_aircache_allocation (all but prefix)
-// cells: mean budget, keep * n_visual
-std::vector<double> layer_weights(int32_t allocation, double cells, int32_t n_visual,
-        const std::vector<double> & strength, const std::vector<double> & skewness);
+// elite.cpp: indices j with att[j] >= alpha * max(att) among the candidates (null: all); never empty
+std::vector<uint32_t> elite(const float * att, int32_t n_text, double alpha, const uint8_t * excluded, bool hold_last);
 
-// PrefixKV: every layer keeps the same share of its importance; budgets of at least lo that add up to total
+// text_weights.cpp (TGV-KV, arXiv 2606.03075): weight of text token i = mean attention that it receives from itself and
+// the later ones. att [n_text, n_text]: att[i*n_text + j] from query i to key j; res [n_text]
+std::vector<float> text_weights(const float * att, int32_t n_text);
+
+//
+// scores: [n_layer, n_visual], in place
+//
+
+// random.cpp, stride.cpp: scores that depend on no attention
+void random_scores(float * scores, int32_t n_layer, int32_t n_visual, uint32_t seed);
+void stride_scores(float * scores, int32_t n_layer, int32_t n_visual);
+
+// an image's run of visual tokens; nx: columns of its grid, 0 if none
+struct run { int32_t first; int32_t n; int32_t nx; };
+
+// pool.cpp: average or maximum over a window of odd size inside each run, along it or on its grid
+void pool(float * scores, int32_t n_layer, int32_t n_visual, const std::vector<run> & runs, bool max, int32_t size, bool on_grid);
+
+// last_term.cpp: s += lambda * last * local mean(last)/max * min(last, last of the layer before)/max
+void add_last_term(float * scores, const float * last, int32_t n_layer, int32_t n_visual, const std::vector<run> & runs, double lambda);
+
+// value_norm.cpp: s *= |V|
+void times_value_norm(float * scores, const float * norms, int32_t n_layer, int32_t n_visual);
+
+// diversity.cpp (MixKV, arXiv 2510.20707): s = r * diversity + (1 - r) * s. cosine [n_layer, n_visual]: of each key to the
+// layer's mean key; redundancy r [n_layer]: mean cosine of its keys
+void mix_diversity(float * scores, const float * cosine, const row & redundancy, int32_t n_layer, int32_t n_visual);
+
+//
+// budgets: what each layer's cells are proportional to
+//
+
+row uniform_weights(int32_t n_layer);                                     // uniform.cpp
+row pyramid_weights(int32_t n_layer, double cells, int32_t n_visual);     // pyramid.cpp; cells: mean budget
+row strength       (const float * scores, int32_t n_layer, int32_t n_visual); // strength.cpp
+row skewness       (const float * scores, int32_t n_layer, int32_t n_visual); // skewness.cpp
+
+// prefix.cpp (PrefixKV): budgets of at least lo that add up to total, the same share of importance in every layer
 std::vector<int32_t> prefix_budgets(const float * scores, int32_t n_layer, int32_t n_visual, int64_t total, int32_t lo);
 
+// budget.cpp: what all allocations share
+
+row mean_one(row v);                          // scaled to mean 1; all 1 where the mean is 0
+row blend(const row & a, const row & b, double share_b);
+
 // real budgets clamp(c * weight, lo, hi) with one c such that they add up to total
-std::vector<double> spread(const std::vector<double> & weights, double total, double lo, double hi);
+row spread(const row & weights, double total, double lo, double hi);
 
 // integers by largest remainder that add up to total; ties to the lower layer
-std::vector<int32_t> round_to_total(const std::vector<double> & values, int64_t total, int32_t hi);
+std::vector<int32_t> round_to_total(const row & values, int64_t total, int32_t hi);
 
-// indices of the n highest scores, ties to the lower index, ascending
-void top_n(const float * scores, int32_t n_visual, int32_t n, int32_t * out);
+//
+// selection and merging
+//
 
-// indices j with att[j] >= alpha * max(att); never empty
-std::vector<int32_t> elite(const float * att, int32_t n_text, double alpha);
+// select.cpp: indices of the n highest scores, ties to the lower index, ascending; or the rank-th highest alone
+void top_n   (const float * scores, int32_t n_visual, int32_t n, int32_t * out);
+void only_nth(const float * scores, int32_t n_visual, int32_t rank, int32_t * out);
+
+// merge.cpp: for a share of the dropped tokens, nearest first: the kept token (index into kept) each is averaged into
+struct merge_pair { int32_t dropped; int32_t kept; };
+std::vector<merge_pair> merge_pairs(const int32_t * kept, int32_t n_kept, int32_t n_visual, double share);
 
 } // namespace aircache

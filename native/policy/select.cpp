@@ -1,4 +1,4 @@
-// Which tokens observe (method section 1) and which are kept (section 3).
+// Which visual tokens a layer keeps (method section 3).
 #include "policy/policy.h"
 
 #include <algorithm>
@@ -6,29 +6,23 @@
 
 namespace aircache {
 
-void top_n(const float * scores, int32_t n_visual, int32_t n, int32_t * out) {
+static std::vector<int32_t> best_first(const float * scores, int32_t n_visual, int32_t n) {
     std::vector<int32_t> idx(n_visual);
     std::iota(idx.begin(), idx.end(), 0);
-
-    const auto better = [&](int32_t a, int32_t b) {
+    std::partial_sort(idx.begin(), idx.begin() + n, idx.end(), [&](int32_t a, int32_t b) {
         return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
-    };
+    });
+    return idx;
+}
 
-    std::nth_element(idx.begin(), idx.begin() + std::min(n, n_visual - 1), idx.end(), better);
+void top_n(const float * scores, int32_t n_visual, int32_t n, int32_t * out) {
+    const auto idx = best_first(scores, n_visual, n);
     std::copy(idx.begin(), idx.begin() + n, out);
     std::sort(out, out + n);
 }
 
-std::vector<int32_t> elite(const float * att, int32_t n_text, double alpha) {
-    const double limit = alpha * *std::max_element(att, att + n_text);
-
-    std::vector<int32_t> res;
-    for (int32_t j = 0; j < n_text; ++j) {
-        if (att[j] >= limit) {
-            res.push_back(j);
-        }
-    }
-    return res;
+void only_nth(const float * scores, int32_t n_visual, int32_t rank, int32_t * out) {
+    *out = best_first(scores, n_visual, rank)[rank - 1];
 }
 
 } // namespace aircache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import decode
-import harness
+import bench_common
 import overhead
 import pytest
 from random_gguf import PRESETS
@@ -11,15 +11,15 @@ from random_gguf import PRESETS
 
 @pytest.mark.parametrize("n_visual", [16, 17, 256, 1000, 3989, 4000, 4096, 4097, 8000, 8192, 8281, 12288])
 def test_grids_give_nearly_the_wanted_count(n_visual: int) -> None:
-    grids = harness.grids(n_visual)
+    grids = bench_common.grids(n_visual)
     tokens = [columns * rows for columns, rows in grids]
     assert 0.98 * n_visual - 1 <= sum(tokens) <= n_visual
-    assert max(tokens) <= harness.MAX_IMAGE_TOKENS
+    assert max(tokens) <= bench_common.MAX_IMAGE_TOKENS
     assert all(columns <= rows < 2 * columns for columns, rows in grids)
 
 
 def test_pictures_have_the_size_of_their_grid() -> None:
-    (picture,) = harness.pictures(20)
+    (picture,) = bench_common.pictures(20)
     assert picture.shape == (5 * 28, 4 * 28, 3)
 
 
@@ -51,5 +51,5 @@ def test_noise_is_the_median_deviation() -> None:
 
 
 def test_table_aligns() -> None:
-    lines = harness.table([["", "full"], ["tokens/s", "9.5"]]).splitlines()
+    lines = bench_common.table([["", "full"], ["tokens/s", "9.5"]]).splitlines()
     assert lines == ["          full", "--------------", "tokens/s   9.5"]

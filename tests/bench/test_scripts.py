@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import decode
-import harness
+import bench_common
 import numpy as np
 import overhead
 import pytest
@@ -74,7 +74,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Any, *options: 
     monkeypatch.setattr(harness, "CACHE", tmp_path)
     monkeypatch.setattr(harness, "Engine", PaperEngine)
     monkeypatch.setattr(harness, "version", lambda: "paper")
-    monkeypatch.setattr(harness._ffi, "load", lambda: (SimpleNamespace(NULL=None), quiet, None))
+    monkeypatch.setattr(bench_common._ffi, "load", lambda: (SimpleNamespace(NULL=None), quiet, None))
     path = tmp_path / "out.json"
     result = CliRunner().invoke(script.main, ["--preset", "tiny", "--visual", "200", "--json", str(path), *options])
     assert result.exit_code == 0, result.output

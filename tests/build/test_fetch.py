@@ -24,12 +24,14 @@ FILES = {
 }
 # The download runs pip for real: an sdist whose build backend is itself needs no index.
 BACKEND = """
+import os
+
 def prepare_metadata_for_build_wheel(folder, config_settings=None):
-    import os
-    os.mkdir(os.path.join(folder, "p.dist-info"))
-    with open(os.path.join(folder, "p.dist-info", "METADATA"), "w") as f:
+    name = "llama_cpp_python-9.9.9.dist-info"
+    os.mkdir(os.path.join(folder, name))
+    with open(os.path.join(folder, name, "METADATA"), "w") as f:
         f.write("Metadata-Version: 2.1\\nName: llama_cpp_python\\nVersion: 9.9.9\\n")
-    return "p.dist-info"
+    return name
 """
 
 

@@ -114,33 +114,42 @@ static float tolerance() {
 }
 
 // prefix text, 90 "visual" tokens, question
-static const llama_aircache_span SPAN = { 11, 101 };
+static const llama_aircache_span SPAN = { 11, 101, 10 };
 static const int N_PROMPT = 131;
 
 static tokens prompt(int seed = 0) { return random_tokens(N_PROMPT, seed); }
 
 struct result { std::vector<float> scores; std::vector<int32_t> budgets; std::vector<int32_t> kept; };
 
-static result compress(llama_context * ctx, llama_seq_id seq, double keep, bool mask_only) {
-    auto method = llama_aircache_method_default();
-    method.keep = keep;
+static llama_aircache_method method_named(const char * name, double keep) {
+    llama_aircache_method res;
+    CHECK(llama_aircache_method_by_name(name, &res) == 0);
+    res.keep = keep;
+    return res;
+}
 
+static result compress(llama_context * ctx, llama_seq_id seq, const llama_aircache_method & method, bool mask_only) {
     int32_t n_layer, n_visual, n_text;
     CHECK(llama_aircache_dims(ctx, seq, &n_layer, &n_visual, &n_text) == 0);
 
     result res;
     res.scores.resize(n_layer*n_visual);
     res.budgets.resize(n_layer);
-    CHECK(llama_aircache_score(ctx, seq, &method, res.scores.data(), nullptr) == 0);
-    CHECK(llama_aircache_allocate(&method, res.scores.data(), n_layer, n_visual, res.budgets.data(), nullptr, nullptr) == 0);
+    std::vector<double> alive(n_layer);
+    CHECK(llama_aircache_score(ctx, seq, &method, res.scores.data(), nullptr, alive.data()) == 0);
+    CHECK(llama_aircache_allocate(&method, res.scores.data(), alive.data(), n_layer, n_visual, res.budgets.data(), nullptr, nullptr) == 0);
     res.kept.resize(std::accumulate(res.budgets.begin(), res.budgets.end(), 0));
-    CHECK(llama_aircache_select(res.scores.data(), n_layer, n_visual, res.budgets.data(), res.kept.data()) == 0);
-    CHECK(llama_aircache_evict(ctx, seq, res.budgets.data(), res.kept.data(), mask_only) == 0);
+    CHECK(llama_aircache_select(res.scores.data(), n_layer, n_visual, res.budgets.data(), method.rank, res.kept.data()) == 0);
+    CHECK(llama_aircache_evict(ctx, seq, res.budgets.data(), res.kept.data(), method.merge, mask_only) == 0);
     return res;
 }
 
-static std::vector<float> prefill(llama_context * ctx, llama_seq_id seq, int seed = 0, const llama_aircache_span & span = SPAN) {
-    CHECK(llama_aircache_observe(ctx, seq, &span, 1, N_PROMPT) == 0);
+static result compress(llama_context * ctx, llama_seq_id seq, double keep, bool mask_only) {
+    return compress(ctx, seq, method_named("aircache", keep), mask_only);
+}
+
+static std::vector<float> prefill(llama_context * ctx, llama_seq_id seq, int seed = 0, const llama_aircache_method * method = nullptr) {
+    CHECK(llama_aircache_observe(ctx, seq, &SPAN, 1, N_PROMPT, method, nullptr) == 0);
     return decode(ctx, seq, 0, prompt(seed));
 }
 
@@ -288,14 +297,14 @@ static void region_is_atomic() {
 static void second_image() {
     // a later turn brings another image: survivors of the first stay, both zones are one
     const int p = N_PROMPT + 10;
-    const llama_aircache_span span2 = { p + 5, p + 65 };
+    const llama_aircache_span span2 = { p + 5, p + 65, 0 };
     std::vector<std::vector<std::vector<float>>> runs;
     for (const bool mask_only : { false, true }) {
         auto ctx = context();
         const auto l = prefill(ctx.get(), 0);
         const auto r1 = compress(ctx.get(), 0, 0.2, mask_only);
         generate(ctx.get(), 0, N_PROMPT, argmax(l), 10);
-        CHECK(llama_aircache_observe(ctx.get(), 0, &span2, 1, p + 85) == 0);
+        CHECK(llama_aircache_observe(ctx.get(), 0, &span2, 1, p + 85, nullptr, nullptr) == 0);
         const auto l2 = decode(ctx.get(), 0, p, random_tokens(85, 9));
         const auto r2 = compress(ctx.get(), 0, 0.3, mask_only);
         if (!mask_only) {
@@ -330,7 +339,7 @@ static void streams() {
     }
 
     for (int s = 0; s < 3; ++s) {
-        CHECK(llama_aircache_observe(ctx.get(), s, &SPAN, 1, N_PROMPT) == 0);
+        CHECK(llama_aircache_observe(ctx.get(), s, &SPAN, 1, N_PROMPT, nullptr, nullptr) == 0);
     }
     // all three prompts in one batch each for prefix and rest, so that their text is observed together
     decode(ctx.get(), { { 0, 0, prompt(0) } });
@@ -392,49 +401,97 @@ static void state_round_trip() {
 }
 
 static void refusals() {
-    const llama_aircache_span bad[] = { { 5, 5 } };
+    const llama_aircache_span bad[] = { { 5, 5, 0 } };
     auto ctx = context();
     CHECK(llama_aircache_supported(ctx.get()) == 0);
     CHECK(llama_aircache_supported(nullptr) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(llama_aircache_observe(ctx.get(), 0, nullptr, 1, 10) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(llama_aircache_observe(ctx.get(), 0, bad, 1, 10) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, SPAN.p1) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(llama_aircache_observe(ctx.get(), 7, &SPAN, 1, N_PROMPT) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_observe(ctx.get(), 0, nullptr, 1, 10, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_observe(ctx.get(), 0, bad, 1, 10, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, SPAN.p1, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_observe(ctx.get(), 7, &SPAN, 1, N_PROMPT, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
 
     auto method = llama_aircache_method_default();
     float f = 0;
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, nullptr) == LLAMA_AIRCACHE_STATE);     // not observed
-    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, N_PROMPT) == 0);
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, nullptr) == LLAMA_AIRCACHE_STATE);     // not decoded
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, nullptr, nullptr) == LLAMA_AIRCACHE_STATE);     // not observed
+    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, N_PROMPT, nullptr, nullptr) == 0);
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, nullptr, nullptr) == LLAMA_AIRCACHE_STATE);     // not decoded
     tokens t = prompt();
     decode(ctx.get(), 0, 0, tokens(t.begin(), t.begin() + 120));
     std::vector<float> scores(90*64);
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr) != 0);             // not decoded completely
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) != 0);             // not decoded completely
     decode(ctx.get(), 0, 120, tokens(t.begin() + 120, t.end()));
     method.keep = 0;
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
     method = llama_aircache_method_default();
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr) == 0);
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == 0);
 
     int32_t n_layer;
     CHECK(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, nullptr) == 0);
     std::vector<int32_t> budgets(n_layer, 2), kept;
     for (int l = 0; l < n_layer; ++l) { kept.push_back(3); kept.push_back(3); }
-    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), false) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), 0.0, false) == LLAMA_AIRCACHE_ARGUMENT);
     for (int l = 0; l < n_layer; ++l) { kept[2*l + 1] = 90; }
-    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), false) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), 0.0, false) == LLAMA_AIRCACHE_ARGUMENT);
     budgets[0] = 0;
-    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), false) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), 0.0, false) == LLAMA_AIRCACHE_ARGUMENT);
     compress(ctx.get(), 0, 0.1, false); // still usable
 
     auto unified = context(2, true);
     prefill(unified.get(), 0);
     decode(unified.get(), 1, 0, random_tokens(10, 1));
     std::vector<int32_t> b1(n_layer, 1), k1(n_layer, 0);
-    CHECK(llama_aircache_evict(unified.get(), 0, b1.data(), k1.data(), false) != 0);
+    CHECK(llama_aircache_evict(unified.get(), 0, b1.data(), k1.data(), 0.0, false) != 0);
     CHECK(strstr(llama_aircache_error(), "several sequences"));
     CHECK(llama_aircache_clear(unified.get(), 0) == 0);
     decode(unified.get(), 0, N_PROMPT, { 1 });
+}
+
+// every named method: moved equals masked, sums right, nothing kept twice
+static void methods() {
+    for (int i = 0; const char * name = llama_aircache_method_name(i); ++i) {
+        const auto method = method_named(name, 0.25);
+        auto a = context();
+        auto b = context();
+        const auto la = prefill(a.get(), 0, 0, &method);
+        const auto lb = prefill(b.get(), 0, 0, &method);
+        CHECK(max_diff(la, lb) == 0.0f);
+        const auto ra = compress(a.get(), 0, method, false);
+        const auto rb = compress(b.get(), 0, method, true);
+        CHECK(ra.scores == rb.scores && ra.kept == rb.kept);
+        const double n = 0.25*90*ra.budgets.size();
+        CHECK(std::accumulate(ra.budgets.begin(), ra.budgets.end(), 0) == std::floor(n + 0.5));
+        check_same(generate(a.get(), 0, N_PROMPT, argmax(la), 8), generate(b.get(), 0, N_PROMPT, argmax(lb), 8));
+    }
+    llama_aircache_method m;
+    CHECK(llama_aircache_method_by_name("nonsense", &m) == LLAMA_AIRCACHE_ARGUMENT);
+}
+
+// observing must not change what is computed
+static void observation_is_passive() {
+    const auto all = method_named("h2o", 0.25);
+    auto a = context();
+    auto b = context();
+    const auto la = decode(a.get(), 0, 0, prompt());
+    const auto lb = prefill(b.get(), 0, 0, &all);
+    CHECK(max_diff(la, lb) == 0.0f);
+}
+
+// merging nothing is dropping; merging something changes the kept rows and leaves the cache consistent
+static void merging() {
+    auto method = method_named("aircache", 0.2);
+    std::vector<std::vector<std::vector<float>>> runs;
+    for (const double share : { 0.0, 0.4, 1.0 }) {
+        method.merge = share;
+        auto ctx = context();
+        const auto l = prefill(ctx.get(), 0);
+        compress(ctx.get(), 0, method, false);
+        runs.push_back(generate(ctx.get(), 0, N_PROMPT, argmax(l), 4));
+    }
+    CHECK(max_diff(runs[0][0], runs[1][0]) > 1e-3f);
+    CHECK(max_diff(runs[1][0], runs[2][0]) > 1e-3f);
+    for (const float x : runs[2][3]) {
+        CHECK(std::isfinite(x));
+    }
 }
 
 static void budget_rules() {
@@ -444,11 +501,11 @@ static void budget_rules() {
     // all zero scores: uniform
     std::vector<float> zero(3*10, 0.0f);
     method.keep = 0.25;
-    CHECK(llama_aircache_allocate(&method, zero.data(), 3, 10, budgets, st, sk) == 0);
+    CHECK(llama_aircache_allocate(&method, zero.data(), nullptr, 3, 10, budgets, st, sk) == 0);
     CHECK(budgets[0] + budgets[1] + budgets[2] == 8 && budgets[0] == 3 && budgets[1] == 3 && budgets[2] == 2);
     CHECK(st[0] == 0.0 && sk[0] == 0.0);
     std::vector<float> nan(30, NAN);
-    CHECK(llama_aircache_allocate(&method, nan.data(), 3, 10, budgets, st, sk) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_allocate(&method, nan.data(), nullptr, 3, 10, budgets, st, sk) == LLAMA_AIRCACHE_ARGUMENT);
 }
 
 int main(int argc, char ** argv) {
@@ -456,7 +513,7 @@ int main(int argc, char ** argv) {
         { "moved_equals_masked", moved_equals_masked }, { "evicted_cells_are_not_seen", evicted_cells_are_not_seen },
         { "keep_one_is_exact", keep_one_is_exact }, { "cells_are_freed", cells_are_freed }, { "graphs_are_reused", graphs_are_reused },
         { "region_is_atomic", region_is_atomic }, { "second_image", second_image }, { "streams", streams },
-        { "state_round_trip", state_round_trip }, { "refusals", refusals }, { "budget_rules", budget_rules },
+        { "state_round_trip", state_round_trip }, { "methods", methods }, { "merging", merging }, { "observation_is_passive", observation_is_passive }, { "refusals", refusals }, { "budget_rules", budget_rules },
     };
 
     if (argc == 2 && strcmp(argv[1], "--list") == 0) {

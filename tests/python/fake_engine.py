@@ -86,7 +86,7 @@ class FakeEngine:
         self.n_past -= 2  # each layer loses cells, the table some
         self._returns("compress")
         kept = [np.array([0, 2], np.int32), np.array([2, 3, 5], np.int32)]
-        scores = Scores(np.ones((LAYERS, TOKENS_PER_IMAGE), np.float32), [np.array([7], np.int32)] * LAYERS, 1.0)
+        scores = Scores(np.ones((LAYERS, TOKENS_PER_IMAGE), np.float32), [np.array([7], np.int32)] * LAYERS, np.empty(0), 1.0)
         budgets = np.array([2, 3], np.int32)
         return scores, Compression(budgets, kept, np.ones(LAYERS), np.zeros(LAYERS), 1000, 400, 1.0, 2.0)
 

@@ -1,0 +1,21 @@
+"""Makes heatmap.png beside this file: a sample page, and what the bundled model kept of it at keep 0.10.
+
+python docs/img/heatmap.py
+"""
+
+from pathlib import Path
+
+from PIL import Image
+
+from pyaircache import Chat
+from pyaircache._files import bundled_dir
+
+page = Image.open(bundled_dir() / "samples" / "003.png").convert("RGB")
+with Chat(n_threads=1) as chat:
+    answer = chat.ask(page, "GDJO?", keep=0.10)
+gap = 24
+figure = Image.new("RGB", (2 * page.width + gap, page.height), "white")
+figure.paste(page, (0, 0))
+figure.paste(answer.report.heatmap(page), (page.width + gap, 0))
+figure.quantize(128).save(Path(__file__).with_suffix(".png"), optimize=True)
+print(f"{answer}\n{answer.report!r}")

@@ -1,0 +1,123 @@
+"""The quality table: its arithmetic, its place in a file, and a short run on the bundled model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import quality
+from click.testing import CliRunner
+
+from models import pages
+
+LOGITS = np.zeros(3, np.float32)
+
+
+def test_wilson_is_that_of_the_literature() -> None:
+    """Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
+    for right, count, expected in [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0, 0.1611))]:
+        assert quality.wilson(right, count) == pytest.approx(expected, abs=5e-5)
+    assert quality.wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert quality.wilson(20, 20)[1] == 1
+
+
+def test_kl_divergence_by_hand() -> None:
+    assert quality.kl_divergence(LOGITS, LOGITS + 7) == 0
+    half, quarter = np.log(np.array([0.5, 0.5])), np.log(np.array([0.25, 0.75])) + 3
+    assert quality.kl_divergence(half, quarter) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+    far = quality.kl_divergence(np.float32([0, -1e4]), np.float32([-1e4, 0]))
+    assert far == pytest.approx(1e4)
+
+
+def test_row_counts_right_and_same_answers() -> None:
+    cases = [quality.Case(None, "?", expected) for expected in ("12", "34", "56")]
+    full = [quality.Outcome(answer, 100, LOGITS) for answer in ("12", "34", "55")]
+    got = [quality.Outcome("12", 10, LOGITS), quality.Outcome("3", 20, None), quality.Outcome("55", 30, LOGITS)]
+    row = quality.compare("m", 0.2, cases, full, got)
+    assert (row.right, row.same, row.cells, row.kl) == (1, 2, 20, 0)
+    assert row.shown() == ("m", "0.2", "33.3%", "6.1 to 79.2", "66.7%", "20.0", "0.00")
+
+
+def test_cases_are_those_that_pages_writes(tmp_path: Path) -> None:
+    written = CliRunner().invoke(pages.main, [str(tmp_path), "--n", "7", "--seed", "5"])
+    assert written.exit_code == 0, written.output
+    lines = [json.loads(line) for line in (tmp_path / "pages.jsonl").read_text().splitlines()]
+    cases = quality.make_cases(7, 5)
+    assert [(case.question, case.expected) for case in cases] == [(line["question"], line["answer"]) for line in lines]
+    assert [case.image.size for case in cases] == [(28 * line["width"], 28 * line["rows"]) for line in lines]
+
+
+def test_command_names_what_is_not_default() -> None:
+    default = (quality.PAGES, quality.SEED, quality.KEEPS, quality.METHODS)
+    assert quality.command(*default) == "python bench/quality.py"
+    expected = "python bench/quality.py --pages 3 --seed 2 --keep 0.5 --method snapkv --method h2o"
+    assert quality.command(3, 2, [0.5], ["snapkv", "h2o"]) == expected
+
+
+def test_table_goes_between_the_markers(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"a\n{quality.BEGIN}\nold \\1\n{quality.END}\nb\n")
+    for block in ("| new \\1 |", "| newer |"):
+        path.write_text(quality.replaced(path, block))
+        assert path.read_text() == f"a\n{quality.BEGIN}\n{block}\n{quality.END}\nb\n"
+
+
+def test_readme_has_the_whole_table() -> None:
+    readme = (quality.ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition(quality.BEGIN)[2].partition(quality.END)[0]
+    assert "`python bench/quality.py" in table
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
+    assert rows[0] == list(quality.HEAD)
+    assert {row[1] for row in rows[2:]} >= {"1", "0.25", "0.1", "0.05"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--keep", "0"), "greater than 0 and at most 1, got 0"),
+        (("--pages", "0"), "0 is not in the range"),
+        (("--update", __file__), quality.BEGIN),
+        (("--method", "nonsense", "--pages", "1"), "nonsense"),
+        (("--model", "none.gguf", "--pages", "1"), "none.gguf does not exist"),
+    ],
+)
+def test_wrong_options_are_named(options: tuple[str, ...], said: str) -> None:
+    if options[0] in ("--method", "--model"):
+        needs_engine()
+    result = CliRunner().invoke(quality.main, list(options))
+    assert result.exit_code in (1, 2)
+    assert said in result.output
+
+
+def needs_engine() -> None:
+    if os.environ.get("PYAIRCACHE_NO_ENGINE") == "1":
+        pytest.skip("PYAIRCACHE_NO_ENGINE=1")
+
+
+def test_on_the_bundled_model(tmp_path: Path) -> None:
+    needs_engine()
+    readme, path = tmp_path / "README.md", tmp_path / "out.json"
+    readme.write_text(f"{quality.BEGIN}\n{quality.END}\n")
+    options = ["--pages", "6", "--keep", "1", "--keep", "0.25", "--update", str(readme), "--json", str(path)]
+    result = CliRunner().invoke(quality.main, options)
+    assert result.exit_code == 0, result.output
+    assert readme.read_text() == f"{quality.BEGIN}\n{result.output}{quality.END}\n"
+    data = json.loads(path.read_text())
+    assert str(tmp_path) not in path.read_text() + result.output
+    full, kept = data["rows"]
+    assert (full["method"], full["keep"], full["right"], full["same"], full["kl"]) == ("full", 1, 6, 6, 0)
+    assert (kept["method"], kept["keep"], kept["pages"]) == ("aircache", 0.25, 6)
+    assert kept["cells"] == pytest.approx(full["cells"] / 4, rel=0.01)
+    assert kept["kl"] > 0
+
+
+def test_logits_are_those_of_the_second_token() -> None:
+    needs_engine()
+    (case,) = quality.make_cases(1, 3)
+    with quality.Chat(n_threads=1) as chat:
+        outcome = quality.ask(chat, case, 0.25)
+        chat.ask(case.image, case.question, keep=0.25, max_tokens=2)
+        np.testing.assert_array_equal(outcome.logits, chat._engine.logits())

@@ -1,0 +1,232 @@
+"""Asks the engine and the reference the same question."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aircache_ref as ref
+import export_gguf
+import numpy as np
+import tiny
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import Qwen2VLForConditionalGeneration
+
+from pyaircache import _ffi
+from pyaircache._engine import Engine
+from pyaircache._files import bundled_dir, resolve
+from pyaircache._status import check
+from pyaircache._structs import Message, Method, PromptInfo
+
+RPC = os.environ.get("PYAIRCACHE_TEST_RPC")  # address of a server on which all engines run: see test_rpc.py
+
+WINDOWS = ("elite", "last", "text")
+ALLOCATIONS = ("strength+skewness", "uniform", "pyramid", "strength", "skewness", "prefix")
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"  # what the chat template makes of an image
+
+# What is fed behind a prompt, whatever the model would have said
+TOKENS = (52, 50, 49, 32, 75, 73, 87, 73)
+
+
+def open_engine(text: Path, mmproj: Path, cache: str = "f32", flash: bool = False, **options: Any) -> Engine:
+    """An engine with one thread: the models are so small that two wait for each other."""
+    types = {"cache_type_k": cache, "cache_type_v": cache, "flash_attn": int(flash)}
+    with llama_log() as lines:
+        engine = Engine(text, mmproj, rpc_servers=RPC, **({"n_ctx": 512, "n_threads": 1} | types | options))
+    where = [line for line in lines if "KV buffer size" in line]
+    assert where and all(("RPC" in line) == (RPC is not None) for line in where), where
+    return engine
+
+
+@contextmanager
+def llama_log() -> Iterator[list[str]]:
+    """What llama.cpp logs meanwhile."""
+    ffi, lib, _ = _ffi.load()
+    lines: list[str] = []
+    callback = ffi.callback("pac_log_callback", lambda level, text, _: lines.append(ffi.string(text).decode()))
+    lib.pac_log_set(callback, ffi.NULL)
+    try:
+        yield lines
+    finally:
+        lib.pac_log_set(ffi.NULL, ffi.NULL)
+
+
+def engine_method(keep: float, window: str = "elite", allocation: str = ALLOCATIONS[0], **rest: Any) -> Method:
+    """Arguments of aircache_ref.compress as the engine's."""
+    kind, _, count = window.partition(":")
+    numbers = {"window": WINDOWS.index(kind), "allocation": ALLOCATIONS.index(allocation)}
+    if count:
+        numbers["window_n"] = int(count)
+    return Method(keep=keep, **numbers, **rest)
+
+
+def image_embeddings(engine: Engine) -> Tensor:
+    """What the engine's vision tower made of the last prompt's images: [N_v, n_embd]."""
+    ffi, lib = engine._ffi, engine._lib
+    data, rows, columns = ffi.new("float **"), ffi.new("int32_t *"), ffi.new("int32_t *")
+    check(lib.pac_image_embeddings(engine._engine, data, rows, columns))
+    values = np.frombuffer(ffi.buffer(data[0], rows[0] * columns[0] * 4), dtype=np.float32)
+    return torch.from_numpy(values.reshape(rows[0], columns[0]).copy())
+
+
+def decode(engine: Engine, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """Feeds tokens; the logits after each: [len(tokens), n_vocab]."""
+    rows = []
+    for token in tokens:
+        engine.decode(token)
+        rows.append(engine.logits())
+    return np.stack(rows)
+
+
+def greedy(engine: Engine, count: int) -> tuple[list[int], NDArray[np.float32]]:
+    """The most likely tokens, also behind the end of the answer, and the logits that chose each."""
+    tokens, rows = [], [engine.logits()]
+    while True:
+        tokens.append(engine.sample()[0])
+        if len(tokens) == count:
+            return tokens, np.stack(rows)
+        engine.decode(tokens[-1])
+        rows.append(engine.logits())
+
+
+def lists(arrays: Sequence[np.ndarray]) -> list[list[int]]:
+    """Arrays as lists, which compare and print well."""
+    return [array.tolist() for array in arrays]
+
+
+# -- models and questions ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt in both forms."""
+
+    prompt: tiny.Prompt
+    pictures: list[Image.Image]
+
+    def ask(self, engine: Engine, marker: str | None = None) -> None:
+        """Evaluates it, observed."""
+        text = self.prompt.text.replace(IMAGE, marker or engine.marker())
+        info = engine.prompt(text, [np.asarray(picture) for picture in self.pictures], observe=True)
+        assert info.n_tokens == self.prompt.input_ids.numel()
+
+
+def question(seed: int, n_images: int) -> Question:
+    """One or three random images with text around them."""
+    rng = np.random.default_rng(seed)
+    sizes = [(4, 6)] if n_images == 1 else [(4, 5), (2, 4), (4, 4)][:n_images]
+    pictures = [tiny.random_image(rng, *size) for size in sizes]
+    between = (" and ", " Also this one: ", "")
+    content = [part for pair in zip(pictures, between, strict=False) for part in pair]
+    return Question(tiny.chat_prompt(["Look: ", *content, "\nWhat is the value of KIWI?"]), pictures)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and what the reference makes of it, with the image embeddings of the engine.
+
+    llama.cpp's vision tower looks GELU up in a table of F16 values: its own error of about 1e-3 would hide what is
+    tested here. test_vision_tower compares the embeddings themselves.
+    """
+
+    question: Question
+    embeddings: Tensor
+    capture: ref.Capture
+
+    @property
+    def vision(self) -> tuple[Tensor, Tensor, Tensor]:
+        return *self.question.prompt.vision, self.embeddings
+
+
+@dataclass(eq=False)
+class Model:
+    """One model as Hugging Face's and as GGUF files, all in F32."""
+
+    reference: Qwen2VLForConditionalGeneration = field(repr=False)
+    text: Path
+    mmproj: Path
+    engines: dict[tuple[str, bool], Engine] = field(default_factory=dict, repr=False)
+
+    def engine(self, cache: str = "f32", flash: bool = False) -> Engine:
+        """An engine without a conversation, opened once."""
+        if (cache, flash) not in self.engines:
+            self.engines[cache, flash] = open_engine(self.text, self.mmproj, cache, flash)
+        self.engines[cache, flash].reset()
+        return self.engines[cache, flash]
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 (lives as long as the session)
+    def asked(self, seed: int, n_images: int, cache: str = "f32", flash: bool = False) -> Asked:
+        """question(seed, n_images) by the reference with a cache of this type."""
+        asked = question(seed, n_images)
+        engine = self.engine(cache, flash)
+        asked.ask(engine)
+        embeddings, prompt = image_embeddings(engine), asked.prompt
+        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[cache]
+        return Asked(
+            asked,
+            embeddings,
+            ref.qwen2vl_forward(self.reference, prompt.input_ids, *prompt.vision, embeddings, cache_dtype=dtype),
+        )
+
+
+Models = Callable[[str], Model]
+"""The fixture `models`."""
+
+
+def make_model(name: str, folder: Path) -> Model:
+    """Makes or takes a model and exports it: see the fixture `models`."""
+    hf_dir = tiny.LEDGER_VL_HF
+    if name != "ledger-vl":
+        shape, _, seed = name.partition("-")
+        hf_dir = tiny.save_tiny(folder / "hf", shape, int(seed))
+    return Model(
+        tiny.load(hf_dir),
+        export_gguf.export_text(hf_dir, folder / "text.gguf", "F32"),
+        export_gguf.export_mmproj(hf_dir, folder / "mmproj.gguf", "F32"),
+    )
+
+
+# -- the bundled model's pages ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Page:
+    """A bundled sample page, a question about it and the right answer."""
+
+    picture: NDArray[np.uint8]
+    question: str
+    answer: str
+
+    def ask(self, engine: Engine, observe: bool = True, **options: Any) -> PromptInfo:
+        """Evaluates the question in a new conversation."""
+        engine.reset()
+        text = engine.apply_template([Message("user", engine.marker() + self.question)])
+        return engine.prompt(text, [self.picture], observe=observe, **options)
+
+
+@functools.cache
+def pages() -> list[Page]:
+    """The sample pages in the package."""
+    folder = bundled_dir() / "samples"
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    pictures = [np.asarray(Image.open(folder / line["file"]).convert("RGB")) for line in lines]
+    return [Page(p, line["question"], line["answer"]) for p, line in zip(pictures, lines, strict=True)]
+
+
+def bundled_files() -> tuple[Path, Path]:
+    """The bundled model as it is shipped: text model and projector."""
+    return resolve(None, None)
+
+
+def follow_up(engine: Engine) -> None:
+    """A second question without an image, where an answer was cut off."""
+    engine.prompt("<|im_end|>\n<|im_start|>user\nAnd what is KIWI?<|im_end|>\n<|im_start|>assistant\n")
