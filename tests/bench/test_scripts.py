@@ -71,9 +71,9 @@ class PaperEngine:
 
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Any, *options: str) -> tuple[str, dict]:
     quiet = SimpleNamespace(pac_log_set=lambda *_: None)
-    monkeypatch.setattr(harness, "CACHE", tmp_path)
-    monkeypatch.setattr(harness, "Engine", PaperEngine)
-    monkeypatch.setattr(harness, "version", lambda: "paper")
+    monkeypatch.setattr(bench_common, "CACHE", tmp_path)
+    monkeypatch.setattr(bench_common, "Engine", PaperEngine)
+    monkeypatch.setattr(bench_common, "version", lambda: "paper")
     monkeypatch.setattr(bench_common._ffi, "load", lambda: (SimpleNamespace(NULL=None), quiet, None))
     path = tmp_path / "out.json"
     result = CliRunner().invoke(script.main, ["--preset", "tiny", "--visual", "200", "--json", str(path), *options])
@@ -107,6 +107,6 @@ def test_limits_are_named(options: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize(("load", "warned"), [(0.5, False), (4.0, True)])
 def test_a_busy_machine_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: float, warned: bool) -> None:
-    monkeypatch.setattr(harness, "machine", lambda: {"cpu": "paper", "cores": 2, "load": load, "system": "none"})
+    monkeypatch.setattr(bench_common, "machine", lambda: {"cpu": "paper", "cores": 2, "load": load, "system": "none"})
     output, _ = run(monkeypatch, tmp_path, decode, "--tokens", "8")
     assert ("the machine was busy" in output) == warned
