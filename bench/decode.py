@@ -14,11 +14,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import click
 import bench_common
+import click
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from bench_common import Settings
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from random_gguf import PRESETS, Shape
 
 from pyaircache._engine import Engine

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,13 +65,9 @@ def rpc_server(program: Program) -> Iterator[str]:
 def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int) -> None:
     interval = 0.05
     for _ in range(int(START_S / interval)):
-        try:
+        with suppress(OSError):
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return
-        except OSError:
-            pass
-        try:
+        with suppress(subprocess.TimeoutExpired):
             pytest.fail(f"ggml-rpc-server ended with code {server.wait(interval)}")
-        except subprocess.TimeoutExpired:
-            pass
     pytest.fail(f"ggml-rpc-server does not answer at port {port}")

@@ -236,38 +236,7 @@ int32_t llama_aircache_allocate(const llama_aircache_method * method, const floa
         if (strength) { std::copy(st.begin(), st.end(), strength); }
         if (skewness) { std::copy(sk.begin(), sk.end(), skewness); }
 
-        if (method->rank > 0) {
-            std::fill(budgets, budgets + n_layer, 1);
-            return status;
-        }
-
-        double        lo    = std::min(method->min_keep, n_visual);
-        const double  exact = std::max(method->keep*n_layer*n_visual, lo*n_layer);
-        const int64_t total = std::max<int64_t>(std::floor(method->keep*n_layer*n_visual + 0.5), lo*n_layer);
-
-        aircache::row weights;
-        switch (method->allocation) {
-            case LLAMA_AIRCACHE_ALLOC_PREFIX:
-                {
-                    const auto res = aircache::prefix_budgets(scores, n_layer, n_visual, total, lo);
-                    std::copy(res.begin(), res.end(), budgets);
-                    return status;
-                }
-            case LLAMA_AIRCACHE_ALLOC_UNIFORM:  weights = aircache::uniform_weights(n_layer); break;
-            case LLAMA_AIRCACHE_ALLOC_PYRAMID:  weights = aircache::pyramid_weights(n_layer, method->keep*n_visual, n_visual); break;
-            case LLAMA_AIRCACHE_ALLOC_STRENGTH: weights = aircache::mean_one(st); break;
-            case LLAMA_AIRCACHE_ALLOC_SKEWNESS: weights = aircache::mean_one(sk); break;
-            case LLAMA_AIRCACHE_ALLOC_VL:
-                weights = aircache::mean_one(aircache::row(alive, alive + n_layer));
-                lo = std::max(lo, std::min(0.01, method->keep)*n_visual); // VL-Cache's floor of 1 % a layer
-                break;
-            default: weights = aircache::blend(aircache::mean_one(st), aircache::mean_one(sk), 0.5);
-        }
-        if (method->uniform_share > 0.0) {
-            weights = aircache::blend(aircache::mean_one(weights), aircache::uniform_weights(n_layer), method->uniform_share);
-        }
-
-        const auto res = aircache::round_to_total(aircache::spread(weights, exact, lo, n_visual), total, n_visual);
+        const auto res = aircache::allocate(*method, scores, st, sk, alive, n_layer, n_visual);
         std::copy(res.begin(), res.end(), budgets);
         return status;
     });

@@ -11,6 +11,10 @@
 #include <set>
 #include <sstream>
 
+#if defined(PAC_BACKEND_DL) && !defined(_WIN32)
+#    include <dlfcn.h>
+#endif
+
 static ggml_type cache_type(const char * name) {
     static const ggml_type known[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 };
 
@@ -20,6 +24,19 @@ static ggml_type cache_type(const char * name) {
         }
     }
     throw pac_error(PAC_ERR_ARGUMENT, pac_format("cache type \"%s\" is not one of f32, f16, bf16, q8_0, q4_0", name));
+}
+
+// With GGML_BACKEND_DL the backends are plugins that lie beside this library; ggml would look beside the executable.
+static void load_backends() {
+#if defined(PAC_BACKEND_DL) && !defined(_WIN32)
+    Dl_info self;
+    if (dladdr((void *) &load_backends, &self) && self.dli_fname) {
+        const std::string path = self.dli_fname;
+        ggml_backend_load_all_from_path(path.substr(0, path.rfind('/')).c_str());
+        return;
+    }
+#endif
+    ggml_backend_load_all();
 }
 
 static void add_rpc_servers(const char * servers) {
@@ -101,7 +118,7 @@ void pac_engine::load(const pac_engine_params & params) {
     const ggml_type type_k = cache_type(params.cache_type_k ? params.cache_type_k : "f16");
     const ggml_type type_v = cache_type(params.cache_type_v ? params.cache_type_v : "f16");
 
-    static const bool init = [] { ggml_backend_load_all(); llama_backend_init(); return true; }();
+    static const bool init = [] { load_backends(); llama_backend_init(); return true; }();
     (void) init;
 
     if (params.rpc_servers && *params.rpc_servers) {

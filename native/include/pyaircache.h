@@ -74,7 +74,8 @@ struct pac_engine_params {
     const char * cache_type_k; // "f32", "f16", "bf16", "q8_0", "q4_0"
     const char * cache_type_v;
     int32_t      flash_attn;   // -1 auto, 0 off, 1 on
-    const char * rpc_servers;  // "host:port,host:port" or NULL; needs a build with GGML_RPC
+    const char * rpc_servers;  // "host:port,host:port" or NULL; needs a build with GGML_RPC. ggml ends the process when
+                               // one does not answer: try to connect first, as the Python layer does
     pac_progress_callback progress;
     void       * user_data;
 };

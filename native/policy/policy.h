@@ -1,5 +1,7 @@
-// Host policies: pure functions over [n_layer, n_visual] scores. No llama.cpp type, no state; one method a file.
+// Host policies: pure functions over [n_layer, n_visual] scores. No context, no state; one method a file.
 #pragma once
+
+#include "llama-aircache.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -67,6 +69,10 @@ row spread(const row & weights, double total, double lo, double hi);
 
 // integers by largest remainder that add up to total; ties to the lower layer
 std::vector<int32_t> round_to_total(const row & values, int64_t total, int32_t hi);
+
+// allocate.cpp: a method's budgets; alive [n_layer]: for ALLOC_VL alone, else null
+std::vector<int32_t> allocate(const llama_aircache_method & method, const float * scores, const row & strength, const row & skewness,
+        const double * alive, int32_t n_layer, int32_t n_visual);
 
 //
 // selection and merging

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import decode
 import bench_common
+import decode
 import overhead
 import pytest
 from random_gguf import PRESETS

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import decode
 import bench_common
+import decode
 import numpy as np
 import overhead
 import pytest

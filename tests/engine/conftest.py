@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import tiny  # noqa: E402
 from pyaircache._engine import Engine  # noqa: E402
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
+
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> harness.Models:

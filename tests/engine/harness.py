@@ -163,7 +163,7 @@ class Model:
         self.engines[cache, flash].reset()
         return self.engines[cache, flash]
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 (lives as long as the session)
+    @functools.cache  # noqa: B019 (lives as long as the session)
     def asked(self, seed: int, n_images: int, cache: str = "f32", flash: bool = False) -> Asked:
         """question(seed, n_images) by the reference with a cache of this type."""
         asked = question(seed, n_images)

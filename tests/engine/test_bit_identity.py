@@ -34,7 +34,9 @@ def stock() -> Path:
     if os.environ.get("PYAIRCACHE_NO_STOCK") == "1":
         pytest.skip("PYAIRCACHE_NO_STOCK=1")
     if not list(STOCK.glob("libllama.*")):
-        pytest.fail(f"there is no unpatched libllama in {STOCK}: `make stock` builds it; PYAIRCACHE_NO_STOCK=1 skips this")
+        pytest.fail(
+            f"no unpatched libllama in {STOCK}: `make stock` builds it; PYAIRCACHE_NO_STOCK=1 skips these tests"
+        )
     return STOCK
 
 
