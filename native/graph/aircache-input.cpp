@@ -60,18 +60,16 @@ bool llama_aircache_input::can_reuse(const llama_aircache_input * self, const ll
 void llama_aircache_input::build_masks(ggml_context * ctx, ggml_cgraph * gf, const llama_kv_cache_context * mctx, ggml_tensor * kq_mask) {
     const auto & sinfo = mctx->get_sinfo();
 
-    const int64_t n_kv = kq_mask->ne[0];
-    const int64_t n_tk = kq_mask->ne[1]*kq_mask->ne[3];
-
-    int64_t n = 0;
+    bool mask_only = false;
 
     for (uint32_t l = 0; l < air->n_layer(); ++l) {
-        group g = { {}, -1, air->view_start(l, sinfo), 0, nullptr };
+        group g = { {}, -1, air->view_start(l, sinfo), nullptr };
         for (const uint32_t s : sinfo.strm) {
             const auto & zone = air->zone(s);
             g.start.push_back(zone.empty() ? 0 : zone.start[l]);
             if (!zone.hidden.empty()) {
-                g.hidden = l;
+                g.hidden  = l;
+                mask_only = true;
             }
         }
 
@@ -81,10 +79,24 @@ void llama_aircache_input::build_masks(ggml_context * ctx, ggml_cgraph * gf, con
         layer_group.push_back(same - groups.begin());
 
         if (same == groups.end()) {
-            g.offset = n;
-            n += GGML_PAD((n_kv - g.i0)*n_tk, 64); // device kernels want aligned masks
             groups.push_back(std::move(g));
         }
+    }
+
+    // One token a step: small masks, filled on the host. More: masks are made from the common one on the device when
+    // a layer needs them, so that only one has to be there at a time.
+    if (kq_mask->ne[1] == 1 || mask_only) {
+        build_host_masks(ctx, gf, kq_mask);
+    } else {
+        build_device_masks(ctx, kq_mask);
+    }
+}
+
+void llama_aircache_input::build_host_masks(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * kq_mask) {
+    int64_t n = 0;
+    for (auto & g : groups) {
+        g.offset = n;
+        n += GGML_PAD((kq_mask->ne[0] - g.i0)*kq_mask->ne[1]*kq_mask->ne[3], 64); // device kernels want aligned masks
     }
 
     masks = ggml_new_tensor_1d(ctx, kq_mask->type, n);
@@ -95,7 +107,7 @@ void llama_aircache_input::build_masks(ggml_context * ctx, ggml_cgraph * gf, con
     ggml_tensor * cur = ggml_cont(ctx, masks);
 
     for (auto & g : groups) {
-        const int64_t ne0 = n_kv - g.i0;
+        const int64_t ne0 = kq_mask->ne[0] - g.i0;
         const size_t  row = ggml_row_size(cur->type, ne0);
         g.mask = ggml_view_4d(ctx, cur, ne0, kq_mask->ne[1], 1, kq_mask->ne[3],
                 row, row*kq_mask->ne[1], row*kq_mask->ne[1], ggml_row_size(cur->type, g.offset));
@@ -103,6 +115,23 @@ void llama_aircache_input::build_masks(ggml_context * ctx, ggml_cgraph * gf, con
 
     // no layer reads the common mask any more, but the groups' are made from it: keep it allocated
     ggml_build_forward_expand(gf, kq_mask);
+}
+
+void llama_aircache_input::build_device_masks(ggml_context * ctx, ggml_tensor * kq_mask) {
+    ggml_tensor * base = ggml_cont(ctx, kq_mask); // one upload
+
+    for (auto & g : groups) {
+        const int64_t ne0 = base->ne[0] - g.i0;
+
+        g.mask = ggml_cont(ctx, ggml_view_4d(ctx, base, ne0, base->ne[1], 1, base->ne[3],
+                base->nb[1], base->nb[2], base->nb[3], ggml_row_size(base->type, g.i0)));
+
+        if (std::any_of(g.start.begin(), g.start.end(), [&](uint32_t start) { return start > g.i0; })) {
+            g.bias = ggml_new_tensor_4d(ctx, base->type, ne0, 1, 1, base->ne[3]);
+            ggml_set_input(g.bias);
+            g.mask = ggml_add(ctx, g.mask, g.bias);
+        }
+    }
 }
 
 void llama_aircache_input::set_input(const llama_ubatch * ubatch, const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask) {
@@ -138,21 +167,42 @@ void llama_aircache_input::set_input(const llama_ubatch * ubatch, const llama_kv
         }
     }
 
+    if (groups.empty()) {
+        return;
+    }
+
+    if (kq_mask->type == GGML_TYPE_F16) {
+        fill_masks<ggml_fp16_t>(mctx, kq_mask, ggml_fp32_to_fp16(-INFINITY));
+        fill_biases<ggml_fp16_t>(ggml_fp32_to_fp16(-INFINITY));
+    } else {
+        fill_masks<float>(mctx, kq_mask, -INFINITY);
+        fill_biases<float>(-INFINITY);
+    }
+}
+
+template <typename T>
+void llama_aircache_input::fill_biases(T drop) {
+    for (const auto & g : groups) {
+        if (!g.bias) {
+            continue;
+        }
+        std::vector<T> data(ggml_nelements(g.bias), T(0)); // all zero bits are 0 in both types
+        for (size_t s = 0; s < g.start.size(); ++s) {
+            const auto row = data.begin() + s*g.bias->ne[0];
+            std::fill(row, row + (std::max(g.start[s], g.i0) - g.i0), drop);
+        }
+        ggml_backend_tensor_set(g.bias, data.data(), 0, ggml_nbytes(g.bias));
+    }
+}
+
+template <typename T>
+void llama_aircache_input::fill_masks(const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask, T drop) {
     if (!masks) {
         return;
     }
 
     GGML_ASSERT(ggml_backend_buffer_is_host(masks->buffer) && ggml_backend_buffer_is_host(kq_mask->buffer));
 
-    if (masks->type == GGML_TYPE_F16) {
-        fill_masks<ggml_fp16_t>(mctx, kq_mask, ggml_fp32_to_fp16(-INFINITY));
-    } else {
-        fill_masks<float>(mctx, kq_mask, -INFINITY);
-    }
-}
-
-template <typename T>
-void llama_aircache_input::fill_masks(const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask, T drop) {
     const auto & sinfo = mctx->get_sinfo();
 
     const int64_t n_kv  = kq_mask->ne[0];
@@ -187,7 +237,7 @@ void llama_aircache_input::fill_masks(const llama_kv_cache_context * mctx, const
 }
 
 ggml_tensor * llama_aircache_input::kq_mask(ggml_tensor * kq_mask, int il) const {
-    return masks ? groups[layer_group[air->layer_ikv(il)]].mask : kq_mask;
+    return groups.empty() ? kq_mask : groups[layer_group[air->layer_ikv(il)]].mask;
 }
 
 // sum over tokens of weight * mean over heads of softmax(q k^T * scale + mask): [n_kv]. As much scratch memory as
@@ -228,7 +278,7 @@ void llama_aircache_input::observe(ggml_context * ctx, ggml_cgraph * gf, ggml_te
         ggml_build_forward_expand(gf, ggml_set_rows(ctx, dst, src, rows[i]));
 
         if (weights[i]) {
-            const size_t  i0  = masks ? groups[layer_group[ikv]].i0 : 0;
+            const size_t  i0  = groups.empty() ? 0 : groups[layer_group[ikv]].i0;
             ggml_tensor * sum = attention_sum(ctx, q, k, mask, weights[i], kq_scale);
             ggml_tensor * acc = ggml_view_1d(ctx, obs->sums[ikv], sum->ne[0], i0*sizeof(float));
 

@@ -35,11 +35,18 @@ private:
         std::vector<uint32_t> start;  // [n_stream of the ubatch]
         int32_t               hidden; // layer whose hidden cells count (mask-only mode), or -1
         uint32_t              i0;     // first cell of the view
-        int64_t               offset; // of the group's mask in masks, in elements
         ggml_tensor         * mask;   // [n_kv - i0, n_tokens/n_stream, 1, n_stream]
+
+        int64_t       offset = 0;       // filled on the host: the group's mask in masks, in elements
+        ggml_tensor * bias   = nullptr; // made on the device: [n_kv - i0, 1, 1, n_stream], -inf for [i0, start); null: none
     };
 
-    void build_masks(ggml_context * ctx, ggml_cgraph * gf, const llama_kv_cache_context * mctx, ggml_tensor * kq_mask);
+    void build_masks       (ggml_context * ctx, ggml_cgraph * gf, const llama_kv_cache_context * mctx, ggml_tensor * kq_mask);
+    void build_host_masks  (ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * kq_mask);
+    void build_device_masks(ggml_context * ctx, ggml_tensor * kq_mask);
+
+    template <typename T>
+    void fill_biases(T drop);
 
     template <typename T>
     void fill_masks(const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask, T drop);
@@ -50,7 +57,7 @@ private:
     std::vector<group>   groups;
     std::vector<int32_t> layer_group; // [n_layer]
 
-    ggml_tensor * masks = nullptr; // all groups' masks, one after the other (one upload for all layers)
+    ggml_tensor * masks = nullptr; // host-filled groups' masks, one after the other (one upload for all layers)
 
     std::vector<llama_seq_id>  seqs; // observed sequences in the ubatch
     std::vector<ggml_tensor *> rows;    // I64 [n_tokens] for each: row of the query buffer

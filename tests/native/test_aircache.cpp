@@ -196,6 +196,37 @@ static void moved_equals_masked() {
     }
 }
 
+// budgets so different that device views start at another multiple of 256 than 0
+static void rounded_views() {
+    const llama_aircache_span span = { 11, 711, 0 };
+    std::vector<std::vector<std::vector<float>>> runs;
+    for (const bool mask_only : { false, true }) {
+        auto ctx = context(1, false, 2048);
+        CHECK(llama_aircache_observe(ctx.get(), 0, &span, 1, 750, nullptr, nullptr) == 0);
+        const tokens all = random_tokens(750, 1);
+        std::vector<float> l;
+        for (int i = 0; i < 750; i += 250) {
+            l = decode(ctx.get(), 0, i, tokens(all.begin() + i, all.begin() + i + 250));
+        }
+
+        int32_t n_layer;
+        CHECK(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, nullptr) == 0);
+        std::vector<int32_t> budgets, kept;
+        for (int l = 0; l < n_layer; ++l) {
+            budgets.push_back(l == 0 ? 650 : 300 - 250*(l % 2));
+            for (int i = 0; i < budgets[l]; ++i) {
+                kept.push_back(i*700/budgets[l]);
+            }
+        }
+        CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), 0.0, mask_only) == 0);
+
+        auto g = generate(ctx.get(), 0, 750, argmax(l), 8);
+        g.push_back(decode(ctx.get(), 0, 758, random_tokens(100, 2)));
+        runs.push_back(g);
+    }
+    check_same(runs[0], runs[1]);
+}
+
 static void evicted_cells_are_not_seen() {
     auto a = context();
     auto b = context();
@@ -513,7 +544,7 @@ int main(int argc, char ** argv) {
         { "moved_equals_masked", moved_equals_masked }, { "evicted_cells_are_not_seen", evicted_cells_are_not_seen },
         { "keep_one_is_exact", keep_one_is_exact }, { "cells_are_freed", cells_are_freed }, { "graphs_are_reused", graphs_are_reused },
         { "region_is_atomic", region_is_atomic }, { "second_image", second_image }, { "streams", streams },
-        { "state_round_trip", state_round_trip }, { "methods", methods }, { "merging", merging }, { "observation_is_passive", observation_is_passive }, { "refusals", refusals }, { "budget_rules", budget_rules },
+        { "state_round_trip", state_round_trip }, { "methods", methods }, { "rounded_views", rounded_views }, { "merging", merging }, { "observation_is_passive", observation_is_passive }, { "refusals", refusals }, { "budget_rules", budget_rules },
     };
 
     if (argc == 2 && strcmp(argv[1], "--list") == 0) {
