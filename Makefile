@@ -15,12 +15,12 @@ PY   := $(VENV)/bin/python
 PIP  := $(PY) -m pip --disable-pip-version-check
 
 # The RPC backend is a device without host memory that needs no GPU: tests run on it. One build for demo and tests.
-override CMAKE_ARGS := -DGGML_RPC=ON $(CMAKE_ARGS)
+override CMAKE_ARGS := -DGGML_RPC=ON -DPYAIRCACHE_TESTS=ON $(CMAKE_ARGS)
 export CMAKE_ARGS
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # What the libraries are made of. Python files are not in it: they are used where they lie.
-SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock \
+SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock $(wildcard tests/native/*.cpp tests/native/CMakeLists.txt) \
 	$(shell find cmake native patches -type f -not -name '*.pyc' 2>/dev/null)
 
 .PHONY: demo test lint build stock clean distclean FORCE

@@ -80,6 +80,9 @@ static void check(const llama_aircache_method * m) {
             throw std::invalid_argument("pool_size must be odd");
         }
     }
+    if (m->uniform_share > 0 && m->allocation == LLAMA_AIRCACHE_ALLOC_PREFIX) {
+        throw std::invalid_argument("uniform_share does not go with allocation prefix, which has no weights to blend");
+    }
     if (m->text_weights && m->window != LLAMA_AIRCACHE_WINDOW_TEXT) {
         throw std::invalid_argument("text_weights go with the window of all text tokens");
     }

@@ -279,7 +279,7 @@ int32_t pac_image_embeddings(pac_engine * engine, const float ** embd, int32_t *
     return guarded([&] {
         require(engine && embd && n_tokens && n_embd, "engine, embd, n_tokens or n_embd is null");
         if (engine->embeddings.empty()) {
-            throw pac_error(PAC_ERR_STATE, "the last prompt held no image");
+            throw pac_error(PAC_ERR_STATE, "no embeddings: the last prompt held no image, or keep_embeddings was not set");
         }
         *embd     = engine->embeddings.data();
         *n_tokens = engine->n_visual;

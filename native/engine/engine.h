@@ -78,6 +78,7 @@ struct pac_engine {
     // the last prompt
     std::vector<pac_span> spans;
     std::vector<int32_t>  text_tokens; // prompt token index of every text token behind the first image
+    bool keep_embeddings = false;
     std::vector<float>    embeddings;  // of its images
     int32_t n_visual       = 0;
     int32_t n_reused_start = 0; // graph reuse count when it was over

@@ -125,6 +125,8 @@ void pac_engine::load(const pac_engine_params & params) {
         add_rpc_servers(params.rpc_servers);
     }
 
+    keep_embeddings = params.keep_embeddings;
+
     pac_take_logged_error();
 
     const gguf_meta meta(params.model);

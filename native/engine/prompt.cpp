@@ -24,6 +24,7 @@ mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image *
             throw pac_error(PAC_ERR_ARGUMENT, pac_format("image %d is %d x %d: it needs pixels, at least 1 x 1 and at most 2^28", i, image.width, image.height));
         }
         bitmaps.entries.emplace_back(mtmd_bitmap_init(image.width, image.height, image.rgb));
+        bitmaps.entries.back().set_id(std::to_string(i).c_str()); // which picture a tile belongs to
     }
 
     auto ptrs = bitmaps.c_ptr();
@@ -178,18 +179,12 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
     int32_t   n_media  = 0;
     llama_pos pos      = n_pos;
 
-    // tiled models make several chunks of one picture, all with the picture's id
-    std::string last_id;
-    int32_t image = -1;
-
     for (const auto & c : chunks) {
         if (c.media) {
             const auto [nx, ny] = token_grid(vision.get(), c.media);
+            // tiled models make several chunks of one picture, all with the picture's id
             const char * id = mtmd_input_chunk_get_id(c.media);
-            if (image < 0 || !id || last_id != id || n_images == n_media + 1) {
-                image = std::min(image + 1, n_images - 1);
-            }
-            last_id = id ? id : "";
+            const int32_t image = id ? atoi(id) : n_media;
             n_media++;
             new_spans.push_back({ image, n_tokens, c.n_tokens, nx, ny, pos, pos + c.n_pos });
             air_spans.push_back({ pos, pos + c.n_pos, nx });
@@ -269,7 +264,9 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
             report(1, ++n_encoded, n_media);
 
             float * embd = mtmd_get_output_embd(vision.get());
-            embeddings.insert(embeddings.end(), embd, embd + (size_t) c.n_tokens*llama_model_n_embd_inp(model.get()));
+            if (keep_embeddings) {
+                embeddings.insert(embeddings.end(), embd, embd + (size_t) c.n_tokens*llama_model_n_embd_inp(model.get()));
+            }
             us_encode += llama_time_us() - t_encode;
 
             struct { const std::function<void(int32_t)> done; std::exception_ptr error; } state = { prefilled, nullptr };

@@ -292,6 +292,9 @@ struct scorer {
         if (observers) {
             std::fill(observers, observers + (size_t) n_l*obs.n_text, 0);
         }
+        if (alive) {
+            count_alive(alive);
+        }
         if (method.score == LLAMA_AIRCACHE_SCORE_RANDOM) {
             return aircache::random_scores(scores, n_l, n_v, method.seed);
         }
@@ -326,9 +329,6 @@ struct scorer {
         }
         if (method.value_norm || method.diversity) {
             llama_aircache_run_features(lctx, air, stream, cells.visual, method, scores);
-        }
-        if (alive) {
-            count_alive(alive);
         }
     }
 };

@@ -63,7 +63,7 @@ enum llama_aircache_score_kind {
 
 enum llama_aircache_keys {
     LLAMA_AIRCACHE_KEYS_WINDOW = 0, // softmax over the visual tokens and the window (AirCache)
-    LLAMA_AIRCACHE_KEYS_CAUSAL = 1, // over all tokens that the query sees (the baselines)
+    LLAMA_AIRCACHE_KEYS_CAUSAL = 1, // over all tokens that the query sees (the baselines; WINDOW_ALL always)
 };
 
 enum llama_aircache_pool {

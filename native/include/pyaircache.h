@@ -76,6 +76,7 @@ struct pac_engine_params {
     int32_t      flash_attn;   // -1 auto, 0 off, 1 on
     const char * rpc_servers;  // "host:port,host:port" or NULL; needs a build with GGML_RPC. ggml ends the process when
                                // one does not answer: try to connect first, as the Python layer does
+    bool         keep_embeddings; // for pac_image_embeddings
     pac_progress_callback progress;
     void       * user_data;
 };
@@ -235,7 +236,7 @@ PAC_API int32_t pac_decode(pac_engine * engine, int32_t token);
 PAC_API int32_t pac_logits(pac_engine * engine, const float ** logits, int32_t * n_vocab);
 
 // Image embeddings of the last prompt as the projector gave them: [n_tokens, n_embd], all images in order. For checks
-// against other implementations. PAC_ERR_STATE when there were no images.
+// against other implementations. PAC_ERR_STATE when there were no images, or keep_embeddings was not set.
 PAC_API int32_t pac_image_embeddings(pac_engine * engine, const float ** embd, int32_t * n_tokens, int32_t * n_embd);
 
 struct pac_stats {

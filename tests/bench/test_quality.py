@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from models import pages
 
 LOGITS = np.zeros(3, np.float32)
+BEGIN, END = quality.BEGIN.format("quality"), quality.END.format("quality")
 
 
 def test_wilson_is_that_of_the_literature() -> None:
@@ -37,8 +38,19 @@ def test_row_counts_right_and_same_answers() -> None:
     full = [quality.Outcome(answer, 100, LOGITS) for answer in ("12", "34", "55")]
     got = [quality.Outcome("12", 10, LOGITS), quality.Outcome("3", 20, None), quality.Outcome("55", 30, LOGITS)]
     row = quality.compare("m", 0.2, cases, full, got)
-    assert (row.right, row.same, row.cells, row.kl) == (1, 2, 20, 0)
-    assert row.shown() == ("m", "0.2", "33.3%", "6.1 to 79.2", "66.7%", "20.0", "0.00")
+    assert (row.right, row.same, row.cells, row.kl, row.kl_half) == (1, 2, 20, 0, 0)
+    shown = ("m", "0.2", "33.3%", "6.1 to 79.2", "66.7%", "20.8 to 93.9", "20.0", "0.00 ± 0.00")
+    assert row.shown() == shown
+
+
+def test_kl_has_an_interval() -> None:
+    cases = [quality.Case(None, "?", "1")] * 4
+    full = [quality.Outcome("1", 1, LOGITS)] * 4
+    got = [quality.Outcome("1", 1, np.float32([x, 0, 0])) for x in (0, 1, 2, 3)]
+    kls = [quality.kl_divergence(LOGITS, one.logits) for one in got]
+    row = quality.compare("m", 0.2, cases, full, got)
+    assert row.kl == pytest.approx(np.mean(kls))
+    assert row.kl_half == pytest.approx(1.96 * np.std(kls, ddof=1) / 2)
 
 
 def test_cases_are_those_that_pages_writes(tmp_path: Path) -> None:
@@ -59,19 +71,32 @@ def test_command_names_what_is_not_default() -> None:
 
 def test_table_goes_between_the_markers(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"a\n{quality.BEGIN}\nold \\1\n{quality.END}\nb\n")
+    other = f"{quality.BEGIN.format('card')}\nc\n{quality.END.format('card')}\n"
+    path.write_text(f"a\n{BEGIN}\nold \\1\n{END}\nb\n{other}")
     for block in ("| new \\1 |", "| newer |"):
         path.write_text(quality.replaced(path, block))
-        assert path.read_text() == f"a\n{quality.BEGIN}\n{block}\n{quality.END}\nb\n"
+        assert path.read_text() == f"a\n{BEGIN}\n{block}\n{END}\nb\n{other}"
+    assert quality.replaced(path, "d", "card") == f"a\n{BEGIN}\n{block}\n{END}\nb\n{other}".replace("\nc\n", "\nd\n")
 
 
-def test_readme_has_the_whole_table() -> None:
-    readme = (quality.ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.partition(quality.BEGIN)[2].partition(quality.END)[0]
+@pytest.mark.parametrize(("file", "methods"), [("README.md", ["aircache"]), ("docs/quality.md", quality.METHODS)])
+def test_tables_are_whole(file: str, methods: list[str]) -> None:
+    table = (quality.ROOT / file).read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     assert "`python bench/quality.py" in table
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
     assert rows[0] == list(quality.HEAD)
-    assert {row[1] for row in rows[2:]} >= {"1", "0.25", "0.1", "0.05"}
+    expected = [(method, f"{keep:g}") for method in methods for keep in quality.KEEPS]
+    assert [(row[0], row[1]) for row in rows[2:]] == [("full", "1"), *expected]
+
+
+def test_presets_are_points_of_the_grid() -> None:
+    needs_engine()
+    known = quality.Method.names()
+    for name in quality.METHODS:
+        method = quality.method_of(name)
+        assert method in known if name in quality.NAMED else isinstance(method, quality.Method)
+    assert str(quality.method_of("last16+max5")) == "window=last:16 keys=causal pool=max:5 allocation=uniform"
+    assert {*quality.NAMED, "elastic", "full"} == set(known)  # elastic is h2o
 
 
 @pytest.mark.parametrize(
@@ -79,7 +104,7 @@ def test_readme_has_the_whole_table() -> None:
     [
         (("--keep", "0"), "greater than 0 and at most 1, got 0"),
         (("--pages", "0"), "0 is not in the range"),
-        (("--update", __file__), quality.BEGIN),
+        (("--update", __file__), BEGIN),
         (("--method", "nonsense", "--pages", "1"), "nonsense"),
         (("--model", "none.gguf", "--pages", "1"), "none.gguf does not exist"),
     ],
@@ -100,18 +125,20 @@ def needs_engine() -> None:
 def test_on_the_bundled_model(tmp_path: Path) -> None:
     needs_engine()
     readme, path = tmp_path / "README.md", tmp_path / "out.json"
-    readme.write_text(f"{quality.BEGIN}\n{quality.END}\n")
-    options = ["--pages", "6", "--keep", "1", "--keep", "0.25", "--update", str(readme), "--json", str(path)]
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    options = ["--pages", "6", "--keep", "1", "--keep", "0.25", "--method", "aircache", "--method", "last+max5"]
+    options += ["--update", str(readme), "--json", str(path)]
     result = CliRunner().invoke(quality.main, options)
     assert result.exit_code == 0, result.output
-    assert readme.read_text() == f"{quality.BEGIN}\n{result.output}{quality.END}\n"
+    assert readme.read_text() == f"{BEGIN}\n{result.output}{END}\n"
     data = json.loads(path.read_text())
     assert str(tmp_path) not in path.read_text() + result.output
-    full, kept = data["rows"]
+    full, kept, pooled = data["rows"]
     assert (full["method"], full["keep"], full["right"], full["same"], full["kl"]) == ("full", 1, 6, 6, 0)
     assert (kept["method"], kept["keep"], kept["pages"]) == ("aircache", 0.25, 6)
     assert kept["cells"] == pytest.approx(full["cells"] / 4, rel=0.01)
     assert kept["kl"] > 0
+    assert (pooled["method"], pooled["right"] >= kept["right"]) == ("last+max5", True)
 
 
 def test_logits_are_those_of_the_second_token() -> None:

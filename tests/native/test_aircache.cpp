@@ -34,8 +34,8 @@ static llama_context_ptr context(uint32_t n_seq = 1, bool unified = false, uint3
     params.n_ubatch        = 64; // prompts span several graphs
     params.n_seq_max       = n_seq;
     params.kv_unified      = unified;
-    params.n_threads       = 2;
-    params.n_threads_batch = 2;
+    params.n_threads       = 1; // the model is tiny: more threads would only wait for each other
+    params.n_threads_batch = 1;
     params.type_k          = type_kv;
     params.type_v          = type_kv;
     params.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
@@ -110,7 +110,7 @@ static float tolerance() {
     if (ggml_is_quantized(type_kv)) {
         return 6e-2f;
     }
-    return flash ? 2e-2f : type_kv == GGML_TYPE_F32 ? 1e-4f : type_kv == GGML_TYPE_F16 ? 2e-3f : 1e-2f;
+    return flash ? 2e-2f : type_kv == GGML_TYPE_F32 ? 1e-4f : 1e-2f;
 }
 
 // prefix text, 90 "visual" tokens, question

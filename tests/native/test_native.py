@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).with_name("test_aircache.cpp").read_text(encoding="utf-8")
 CASES = re.findall(r'\{ "(\w+)", \1 \}', SOURCE)
 # What they check has little to do with the cache's type.
-ANY_TYPE = {"budget_rules", "cells_are_freed", "evicted_cells_are_not_seen", "graphs_are_reused", "refusals"}
+ANY_TYPE = {"budget_rules", "cells_are_freed", "evicted_cells_are_not_seen", "graphs_are_reused", "methods", "refusals"}
 
 FULL = ["f16 fa", "f32 nofa"]
 OTHERS = ["f32 fa", "bf16 fa", "q8_0 fa", "q4_0 fa", "f16 nofa", "bf16 nofa"]

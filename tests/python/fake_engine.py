@@ -6,12 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from pyaircache import ContextError, StateError
+from pyaircache import ContextError, Last, Pool, StateError
+from pyaircache import Method as PublicMethod
 from pyaircache._structs import Compression, Info, Message, Method, PromptInfo, Scores, Span, Stats
 
 END = 0
 LAYERS, TOKENS_PER_IMAGE = 2, 6
 MARKER = "<image>"
+SNAPKV = PublicMethod(window=Last(32), keys="causal", pool=Pool("avg", 5), allocation="uniform")
+NAMED = {
+    "aircache": PublicMethod().engine(0.1),
+    "snapkv": SNAPKV.engine(0.1),
+    "random": PublicMethod(score="random", allocation="uniform").engine(0.1),
+    "full": PublicMethod().engine(1.0),
+}
 
 
 def render(messages: Any, add_generation_prompt: bool) -> str:
@@ -80,15 +88,33 @@ class FakeEngine:
         spans = [Span(i, i * TOKENS_PER_IMAGE, TOKENS_PER_IMAGE, 3, 2) for i in range(len(images))]
         return PromptInfo(tokens, visual, self.n_past, spans, 1.0, 2.0)
 
+    def score(self, method: Method) -> Scores:
+        self._called("score")
+        self.log.append(("score", method.keep))
+        self._returns("score")
+        return self._scores()
+
+    def evict(self, kept: list[Any], mask_only: bool = False, merge: float = 0.0) -> Compression:
+        self._called("evict")
+        self.log.append(("evict", [one.tolist() for one in kept]))
+        self.n_past -= 2
+        self._returns("evict")
+        budgets = np.array([len(one) for one in kept], np.int32)
+        return Compression(budgets, kept, np.empty(0), np.empty(0), 1000, 400, 0.0, 2.0)
+
+    def _scores(self) -> Scores:
+        elite = [np.array([7], np.int32)] * LAYERS
+        return Scores(np.ones((LAYERS, TOKENS_PER_IMAGE), np.float32), elite, np.empty(0), 1.0)
+
     def compress(self, method: Method) -> tuple[Scores, Compression]:
         self._called("compress")
         self.log.append(("compress", method.keep))
+        self.method = method
         self.n_past -= 2  # each layer loses cells, the table some
         self._returns("compress")
         kept = [np.array([0, 2], np.int32), np.array([2, 3, 5], np.int32)]
-        scores = Scores(np.ones((LAYERS, TOKENS_PER_IMAGE), np.float32), [np.array([7], np.int32)] * LAYERS, np.empty(0), 1.0)
         budgets = np.array([2, 3], np.int32)
-        return scores, Compression(budgets, kept, np.ones(LAYERS), np.zeros(LAYERS), 1000, 400, 1.0, 2.0)
+        return self._scores(), Compression(budgets, kept, np.ones(LAYERS), np.zeros(LAYERS), 1000, 400, 1.0, 2.0)
 
     def sample(self, temperature: float = 0.0, seed: int = 0) -> tuple[int, bool]:
         self._called("sample")

@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 from fake_engine import MARKER
 
-from pyaircache import ArgumentError, Chat, ContextError, EngineError, ProjectorError, StateError, UnsupportedError
+from pyaircache import (
+    ArgumentError,
+    Chat,
+    ContextError,
+    Elite,
+    EngineError,
+    Last,
+    Method,
+    ProjectorError,
+    StateError,
+    UnsupportedError,
+)
 
 IMAGE = np.zeros((28, 28, 3), np.uint8)
 HELLO = [ord(c) + 1 for c in "hello"]
@@ -63,6 +74,27 @@ def test_method_full_runs_no_compression(fake):
     with Chat("fake.gguf", method="full", keep=0.1) as chat:
         chat.ask(IMAGE, "What?")
         assert not any(entry[0] == "compress" for entry in fed(chat) if isinstance(entry, tuple))
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "alpha", "window"),
+    [
+        ({}, "aircache", 0.9, 0),
+        ({"alpha": 0.5}, "aircache", 0.5, 0),
+        ({"method": "snapkv"}, "snapkv", None, 1),
+        ({"method": "random"}, "random", None, 0),
+        ({"method": Method(window=Last(3))}, "window=last:3 keys=window allocation=strength+skewness", None, 1),
+        ({"method": Method(window=Elite(0.3))}, "window=elite:0.3 keys=window allocation=strength+skewness", 0.3, 0),
+    ],
+)
+def test_methods_reach_the_engine_and_the_report(fake, options, method, alpha, window):
+    with Chat("fake.gguf", **options) as chat:
+        report = chat.ask(IMAGE, "What?").report
+        assert (report.method, report.alpha) == (method, alpha)
+        assert chat._engine.method.window == window
+        if alpha is not None:
+            assert chat._engine.method.alpha == alpha
+        assert f"method={method!r}" in repr(chat) and f"method={method!r}" in repr(report)
 
 
 def test_follow_up_feeds_only_what_is_new(chat):
@@ -275,7 +307,14 @@ def test_wrong_questions(chat, question):
     [
         ({"keep": 1.5}, "keep must be"),
         ({"alpha": 0.0}, "alpha must be greater than 0 and at most 1"),
-        ({"method": "h2o"}, "unknown method 'h2o'; known methods: aircache, full"),
+        ({"alpha": "0.5"}, "alpha must be greater than 0 and at most 1, got '0.5'"),
+        ({"alpha": 2, "method": "full"}, "alpha must be greater than 0 and at most 1"),
+        ({"method": "magic"}, "unknown method 'magic'; known methods: aircache, snapkv, random, full"),
+        ({"method": None}, "method must be one of aircache, snapkv, random, full, a Method or a function, got None"),
+        ({"method": Method}, "method must be one of"),
+        ({"method": "snapkv", "alpha": 0.5}, "alpha is the threshold of elite windows, and method 'snapkv' has none"),
+        ({"method": "random", "alpha": 0.5}, "method 'random' has none; got 0.5"),
+        ({"method": Method(), "alpha": 0.9}, r"part of the window: Elite\(alpha\)"),
         ({"n_ctx": -1}, "n_ctx must be"),
         ({"n_gpu_layers": -2}, "n_gpu_layers must be"),
         ({"n_threads": 1.5}, "n_threads must be"),

@@ -59,6 +59,37 @@ def test_options_reach_the_engine(fake, picture, monkeypatch):
                     "cache_type_v": "q4_0", "rpc_servers": None}  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("options", "method", "alpha"),
+    [
+        (["--method", "snapkv"], "snapkv", None),
+        (["--seed", "3"], "aircache", 0.9),
+        (["--alpha", "0.3"], "aircache", 0.3),
+        (["--method", "random", "--seed", "3"], "score=random allocation=uniform seed=3", None),
+        (["--method", "snapkv", "--pool", "none"], "window=last:32 keys=causal allocation=uniform", None),
+        (["--merge", "1", "--alpha", "0.3"], "window=elite:0.3 keys=window allocation=strength+skewness merge=1", 0.3),
+        (
+            ["--method", "snapkv", "--window", "elite:0.5", "--pool", "max:3x3", "--allocation", "vl"],
+            "window=elite:0.5 keys=causal pool=max:3x3 allocation=vl",
+            0.5,
+        ),
+    ],
+)
+def test_methods_are_composed(fake, picture, options, method, alpha):
+    value = json.loads(run("ask", picture, "What?", "--json", *options).stdout)
+    assert (value["method"], value["alpha"]) == (method, alpha)
+
+
+def test_methods_are_listed(fake):
+    lines = run("methods").stdout.splitlines()
+    assert lines == [
+        "aircache   window=elite:0.9 keys=window allocation=strength+skewness",
+        "snapkv     window=last:32 keys=causal pool=avg:5 allocation=uniform",
+        "random     score=random allocation=uniform",
+        "full       no compression: keep=1",
+    ]
+
+
 def test_several_images_and_stdin(fake, picture):
     with open(picture, "rb") as file:
         result = run("ask", picture, "-", "Which?", "--json", input=file.read())
@@ -84,7 +115,14 @@ def test_heatmaps(fake, picture, tmp_path):
         (["ask", "PICTURE", "What?", "--keep", "10"], 2, "keep must be greater than 0 and at most 1, got 10.0"),
         (["ask", "PICTURE", "What?", "--keep", "nan"], 2, "got nan"),
         (["ask", "PICTURE", "What?", "--alpha", "0"], 2, "alpha must be"),
-        (["ask", "PICTURE", "What?", "--method", "magic"], 2, "known methods: aircache, full"),
+        (["ask", "PICTURE", "What?", "--method", "magic"], 2, "known methods: aircache, snapkv, random, full"),
+        (["ask", "PICTURE", "What?", "--method", "snapkv", "--alpha", "0.5"], 2, "'snapkv' has none; got 0.5"),
+        (["ask", "PICTURE", "What?", "--window", "all", "--alpha", "0.5"], 2, "has none; got 0.5"),
+        (["ask", "PICTURE", "What?", "--window", "lots"], 2, "window 'lots': must be of the form elite"),
+        (["ask", "PICTURE", "What?", "--pool", "max:4"], 2, "pool size must be odd, got 4"),
+        (["ask", "PICTURE", "What?", "--merge", "2"], 2, "merge must be a number of at least 0 and at most 1, got 2.0"),
+        (["ask", "PICTURE", "What?", "--allocation", "fair"], 2, "allocation must be one of strength+skewness"),
+        (["ask", "PICTURE", "What?", "--method", "full", "--pool", "max:5"], 2, "same as keep=1.0"),
         (["ask", "PICTURE", "What?", "--max-tokens", "0"], 2, "max_tokens must be"),
         (["ask", "PICTURE", ""], 2, "the question must be"),
         (["ask", "What?", "--heatmap", "out.png"], 2, "--heatmap needs an image"),

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from pyaircache import ArgumentError, Report, Span, UnsupportedError
+from pyaircache import ArgumentError, Method, Report, Span, StateError, UnsupportedError
+from pyaircache._divergence import jensen_shannon
 from pyaircache._heatmap import viridis
 
 SPAN = Span(image=0, first=3, n_tokens=6, nx=3, ny=2)
@@ -86,6 +87,63 @@ def test_repr_of_a_follow_up_and_of_many_layers():
 
 def test_share_of_layers():
     assert report().share_of_layers.tolist() == [1.0, 0.5, 1.0, 0.0, 0.0, 0.5]
+
+
+def test_kept_share():
+    np.testing.assert_allclose(report().kept_share, [2 / 6, 4 / 6])
+    assert Report(keep=0.1, method="aircache", alpha=0.9).kept_share.size == 0
+
+
+def test_jensen_shannon_by_hand():
+    assert jensen_shannon(np.array([2, 0]), np.array([0, 5])) == 1
+    assert jensen_shannon(np.array([1, 2, 3]), np.array([2, 4, 6])) == 0
+    # P = (1/2, 1/2), Q = (1, 0), M = (3/4, 1/4)
+    p, q = 0.5 * np.log2(2 / 3) + 0.5 * np.log2(2), np.log2(4 / 3)
+    assert jensen_shannon(np.array([1, 1]), np.array([3, 0])) == pytest.approx((p + q) / 2)
+
+
+def test_divergence(engine):
+    one = report(scores=np.array([[9, 9, 9, 9, 9, 9], [3, 0, 0, 0, 0, 0]], np.float32))
+    assert one.divergence() == one.divergence("uniform") == one.divergence([3, 3]) == one.divergence(np.ones(2)) > 0
+    assert one.divergence("strength") == one.divergence([5, 1])  # 54 : 3, at most 6, at least 1 of 6 cells
+    assert one.divergence("skewness") == one.divergence([1, 5])  # 0 : sqrt(6)
+    assert one.divergence(Method(allocation="skewness", min_keep=2)) == one.divergence([2, 4]) == 0
+    for allocation in ("strength+skewness", "pyramid", "prefix"):
+        assert 0 <= one.divergence(allocation) <= 1
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("fair", "allocation must be one of strength"),
+        ("vl", "only a question with this allocation has"),
+        ([1, 2, 3], "budgets must be 2 numbers"),
+        ([0, 0], "with a sum above 0"),
+        ([-1, 2], "of at least 0"),
+        ([float("nan"), 2], "of at least 0"),
+        ([[1], [2, 3]], "budgets must be 2 numbers"),
+        (None, "budgets must be 2 numbers"),
+    ],
+)
+def test_divergence_from_something_wrong(engine, other, message):
+    with pytest.raises(ArgumentError, match=message):
+        report().divergence(other)
+
+
+def test_divergence_and_ranks_without_compression():
+    full = report(scores=np.empty((0, 0), np.float32), budgets=np.array([6, 6], np.int32))
+    assert full.divergence([1, 1]) == 0
+    for call in (full.divergence, lambda: full.ranked(1), report(budgets=np.empty(0, np.int32)).divergence):
+        with pytest.raises(StateError):
+            call()
+
+
+def test_ranked(engine):
+    one = report(scores=np.array([[1, 5, 5, 0, 2, 3], [6, 5, 4, 3, 2, 1]], np.float32))
+    assert [one.ranked(r).tolist() for r in range(1, 7)] == [[1, 0], [2, 1], [5, 2], [4, 3], [0, 4], [3, 5]]
+    for wrong in (0, 7, 1.5):
+        with pytest.raises(ArgumentError, match="rank must be a whole number from 1 to 6"):
+            one.ranked(wrong)
 
 
 def test_heatmap_paints_each_cell():

@@ -9,7 +9,8 @@ from the start of the prompt, visual indices from the first visual token.
     result = compress(capture, keep=0.1)
     logits = masked_decode(model, input_ids, result.kept, tokens, pixel_values, image_grid_thw)
 
-Where the description leaves a choice, this file makes it and says so: look for "Reading:".
+Where the description leaves a choice, this file makes it and says so: look for "Reading:". The other methods and the
+options beyond the paper are in methods_ref.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import Qwen2ForCausalLM, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 Allocation = Literal["strength+skewness", "uniform", "pyramid", "strength", "skewness", "prefix"]
@@ -34,6 +36,11 @@ PYRAMID_BETA = 20.0
 REMAINDER_DIGITS = 9
 
 
+Later = tuple[int, Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]]
+"""(first token, change): from that token on, queries find change(layer, k, v) in the cache instead of k and v, each
+[H_kv, S, d] in the cache's type."""
+
+
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
@@ -42,10 +49,13 @@ class Capture:
     """What a forward pass leaves behind."""
 
     q: np.ndarray  # [L, H, S, d] float32, after RoPE
-    k: np.ndarray  # [L, H_kv, S, d] float32, after RoPE, as the cache holds it
+    k: np.ndarray  # [L, H_kv, S, d] float32, after RoPE, as the cache holds it in the end
     logits: np.ndarray  # [S, vocabulary] float32
     visual: np.ndarray  # [N_v] token indices of the visual tokens to compress, ascending
-    positions: np.ndarray  # [3, S] rotary positions: time, height, width
+    positions: np.ndarray  # [3, S] rotary positions: time, height, width; [1, S] where there is but one
+    v: np.ndarray | None = None  # [L, H_kv, S, d] float32, as k
+    visible: np.ndarray | None = None  # [L, S, S] bool: what the queries saw, on top of the causal order; None: all
+    images: tuple[tuple[int, int], ...] = ()  # rows and columns of each image's tokens, of the images to compress
 
     @property
     def n_layers(self) -> int:
@@ -74,8 +84,9 @@ def qwen2vl_forward(
     visible: np.ndarray | None = None,
     cache_dtype: torch.dtype = torch.float32,
     start: int = 0,
+    later: Sequence[Later] = (),
 ) -> Capture:
-    """Runs the model over a whole sequence and keeps every layer's queries and keys.
+    """Runs the model over a whole sequence and keeps every layer's queries, keys and values.
 
     Args:
         model: loaded with attn_implementation="eager", in float32.
@@ -86,9 +97,8 @@ def qwen2vl_forward(
         visible: [L, S, S] bool: the keys that each layer's queries see, on top of the causal order.
         cache_dtype: keys and values are rounded to it before anything uses them, as a cache of that type does.
         start: first token of this turn; images before it belong to earlier turns and are not compressed again.
+        later: changes of the cache, in the order of their tokens.
     """
-    if model.config.text_config._attn_implementation != "eager":
-        raise ValueError('load the model with attn_implementation="eager"')
     ids = input_ids.reshape(1, -1)
     is_visual = ids == model.config.image_token_id
     if image_embeds is None:
@@ -99,50 +109,127 @@ def qwen2vl_forward(
     embeds[is_visual] = image_embeds.to(embeds.dtype)
     positions, _ = model.model.get_rope_index(ids, is_visual.int(), image_grid_thw=image_grid_thw)  # [3, 1, S]
 
-    n_layers, n_tokens = model.config.text_config.num_hidden_layers, ids.shape[1]
+    visual = is_visual[0].nonzero()[:, 0].numpy()
+    merge = model.config.vision_config.spatial_merge_size
+    grids = [(rows // merge, columns // merge) for _, rows, columns in image_grid_thw.tolist()]
+    firsts = visual[np.cumsum([0] + [rows * columns for rows, columns in grids[:-1]])]
+    return _forward(
+        (model.model.language_model, modeling_qwen2_vl, modeling_qwen2_vl.Qwen2VLAttention),
+        model.lm_head,
+        embeds,
+        positions,
+        visible,
+        cache_dtype,
+        later,
+        visual=visual[visual >= start],
+        images=tuple(grid for grid, first in zip(grids, firsts, strict=True) if first >= start),
+    )
+
+
+@torch.no_grad()
+def qwen2_forward(
+    model: Qwen2ForCausalLM,
+    input_ids: Tensor,
+    images: Sequence[tuple[int, int]],
+    image_embeds: Tensor,
+    visible: np.ndarray | None = None,
+    cache_dtype: torch.dtype = torch.float32,
+    later: Sequence[Later] = (),
+) -> Capture:
+    """As qwen2vl_forward, for a text model that counts every visual token as one position.
+
+    Args:
+        model: loaded with attn_implementation="eager", in float32.
+        input_ids: [S]; what stands at visual tokens does not matter.
+        images: first token and number of tokens of each run of visual tokens.
+        image_embeds: [N_v, hidden].
+        visible, cache_dtype, later: as for qwen2vl_forward.
+    """
+    visual = np.concatenate([np.arange(first, first + count) for first, count in images])
+    embeds = model.model.embed_tokens(input_ids.reshape(1, -1))
+    embeds[0, visual] = image_embeds
+    return _forward(
+        (model.model, modeling_qwen2, modeling_qwen2.Qwen2Attention),
+        model.lm_head,
+        embeds,
+        torch.arange(input_ids.numel())[None],
+        visible,
+        cache_dtype,
+        later,
+        visual=visual,
+        images=tuple((1, count) for _, count in images),
+    )
+
+
+def _forward(
+    source: tuple[torch.nn.Module, Any, type],
+    lm_head: torch.nn.Module,
+    embeds: Tensor,
+    positions: Tensor,
+    visible: np.ndarray | None,
+    cache_dtype: torch.dtype,
+    later: Sequence[Later],
+    **of_capture: Any,
+) -> Capture:
+    """source: a language model of Hugging Face's, its module of code and the class of its attention layers."""
+    model, code, attention_class = source
+    if model.config._attn_implementation != "eager":
+        raise ValueError('load the model with attn_implementation="eager"')
+    n_layers, n_tokens = model.config.num_hidden_layers, embeds.shape[1]
     mask = np.broadcast_to(np.tri(n_tokens, dtype=bool), (n_layers, n_tokens, n_tokens))
     if visible is not None:
         mask = mask & visible
     queries: list[Tensor] = []
     keys: list[Tensor] = []
+    values: list[Tensor] = []
+
+    def one_way(layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        """q [1, H, S, d], k and v [H_kv, S, d] -> [1, H, S, d]"""
+        group = q.shape[1] // k.shape[0]
+        k, v = k.to(q.dtype).repeat_interleave(group, dim=0), v.to(q.dtype).repeat_interleave(group, dim=0)
+        logits = (q @ k.transpose(1, 2)) * scaling
+        logits = logits.masked_fill(~torch.tensor(mask[layer]), -torch.inf)
+        return logits.softmax(-1) @ v
 
     def attend(layer: Any, q: Tensor, k: Tensor, v: Tensor, _: Any, scaling: float, **__: Any) -> tuple[Tensor, None]:
         """q [1, H, S, d], k and v [1, H_kv, S, d] -> [1, S, H, d]"""
-        k, v = k.to(cache_dtype).to(q.dtype), v.to(cache_dtype).to(q.dtype)
+        index, k, v = layer.layer_idx, k[0].to(cache_dtype), v[0].to(cache_dtype)
+        result = one_way(index, q, k, v, scaling)
+        for first, change in later:
+            k, v = change(index, k, v)
+            result[:, :, first:] = one_way(index, q, k, v, scaling)[:, :, first:]
         queries.append(q[0])
-        keys.append(k[0])
-        group = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        logits = (q @ k.transpose(2, 3)) * scaling
-        logits = logits.masked_fill(~torch.tensor(mask[layer.layer_idx]), -torch.inf)
-        return (logits.softmax(-1) @ v).transpose(1, 2), None
+        keys.append(k.to(q.dtype))
+        values.append(v.to(q.dtype))
+        return result.transpose(1, 2), None
 
-    with _text_attention(attend):
-        hidden = model.model.language_model(inputs_embeds=embeds, position_ids=positions, use_cache=False)
-    visual = is_visual[0].nonzero()[:, 0].numpy()
+    with _text_attention(code, attention_class, attend):
+        hidden = model(inputs_embeds=embeds, position_ids=positions, use_cache=False)
     return Capture(
         q=torch.stack(queries).numpy(),
         k=torch.stack(keys).numpy(),
-        logits=model.lm_head(hidden.last_hidden_state)[0].numpy(),
-        visual=visual[visual >= start],
-        positions=positions[:, 0].numpy(),
+        logits=lm_head(hidden.last_hidden_state)[0].numpy(),
+        positions=positions.reshape(-1, n_tokens).numpy(),
+        v=torch.stack(values).numpy(),
+        visible=visible,
+        **of_capture,
     )
 
 
 @contextmanager
-def _text_attention(attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+def _text_attention(code: Any, attention_class: type, attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
     """Lets `attend` do the attention of the language model's layers; its q and k are rotated already."""
-    eager = modeling_qwen2_vl.eager_attention_forward
+    eager = code.eager_attention_forward
 
     def dispatch(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        is_text = isinstance(module, modeling_qwen2_vl.Qwen2VLAttention)
+        is_text = isinstance(module, attention_class)
         return (attend if is_text else eager)(module, *args, **kwargs)
 
-    modeling_qwen2_vl.eager_attention_forward = dispatch
+    code.eager_attention_forward = dispatch
     try:
         yield
     finally:
-        modeling_qwen2_vl.eager_attention_forward = eager
+        code.eager_attention_forward = eager
 
 
 # -- 1. observation window and importance -----------------------------------------------------------------------------
@@ -158,7 +245,7 @@ def attention_of_last(q_last: np.ndarray, k_text: np.ndarray) -> np.ndarray:
     Returns:
         [T] float64.
     """
-    return _attention(q_last[:, None], k_text).mean(axis=0)[0]
+    return attention(q_last[:, None], k_text).mean(axis=0)[0]
 
 
 def elite(q_last: np.ndarray, k_text: np.ndarray, alpha: float = 0.9) -> np.ndarray:
@@ -212,7 +299,7 @@ def importance(capture: Capture, layer: int, window: np.ndarray) -> np.ndarray:
     """
     keys = np.union1d(capture.visual, window)
     seen = keys[None] <= window[:, None]  # [observers, keys]
-    weights = _attention(capture.q[layer][:, window], capture.k[layer][:, keys], seen)
+    weights = attention(capture.q[layer][:, window], capture.k[layer][:, keys], seen)
     return weights[:, :, np.isin(keys, capture.visual)].mean(axis=(0, 1))
 
 
@@ -223,7 +310,7 @@ def scores(capture: Capture, window: str = "elite", alpha: float = 0.9) -> tuple
     return np.stack(rows), windows
 
 
-def _attention(q: np.ndarray, k: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+def attention(q: np.ndarray, k: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
     """softmax(q k' / sqrt(d)) in float64: q [H, Q, d], k [H_kv, K, d], seen [Q, K] -> [H, Q, K]."""
     q, k = q.astype(np.float64), k.astype(np.float64)
     k = np.repeat(k, q.shape[0] // k.shape[0], axis=0)  # query head h uses key head h // (H / H_kv)

@@ -80,7 +80,7 @@ def save_tiny(folder: str | Path, shape: str | Shape = "gqa", seed: int = 0) -> 
         shape = SHAPES[shape]
     folder = Path(folder)
     model = Qwen2VLForConditionalGeneration(_config(shape))
-    _init(model, shape, torch.Generator().manual_seed(seed))
+    randomise(model, shape, torch.Generator().manual_seed(seed))
     model.save_pretrained(folder)
     for file in BESIDE:
         shutil.copyfile(LEDGER_VL_HF / file, folder / file)
@@ -134,7 +134,8 @@ def _config(shape: Shape) -> Qwen2VLConfig:
 
 
 @torch.no_grad()
-def _init(model: Qwen2VLForConditionalGeneration, shape: Shape, generator: torch.Generator) -> None:
+def randomise(model: torch.nn.Module, shape: Shape, generator: torch.Generator) -> None:
+    """Weights for a model whose attention is as steep as the shape says."""
     for name, parameter in model.named_parameters():
         if "norm" in name or "ln_q" in name:
             spread = 0.1 if name.endswith("weight") else 0.02

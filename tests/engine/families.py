@@ -1,0 +1,154 @@
+"""Questions for the engine and the reference about models of two families: Qwen2-VL and InternVL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import aircache_ref as ref
+import harness
+import methods_ref
+import numpy as np
+import tiny
+import tiny_internvl
+import torch
+from torch import Tensor
+
+from pyaircache._engine import Engine
+from pyaircache._structs import Method, PromptInfo
+
+WINDOWS = ("elite", "last", "text", "visual", "all")
+KEYS = ("window", "causal")
+POOLS = ("none", "avg", "max")
+ALLOCATIONS = (*harness.ALLOCATIONS, "vl")
+SCORES = ("attention", "random", "stride")
+WORDS = {"window": WINDOWS, "keys": KEYS, "pool": POOLS, "allocation": ALLOCATIONS, "score": SCORES}
+
+CONTROL = set(range(267, 274))  # ledger-vl's tokenizer, which all of these models have
+ENDS = {267, 269}
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def engine_method(**fields: object) -> Method:
+    """The engine's method with words for numbers: engine_method(keep=0.3, window="last:8", pool="avg")."""
+    window, _, count = str(fields.get("window", "elite")).partition(":")
+    numbers = {name: WORDS[name].index(fields[name]) for name in WORDS if name in fields and name != "window"}
+    if "window" in fields:
+        numbers["window"] = WINDOWS.index(window)
+    if count:
+        numbers["window_n"] = int(count)
+    return Method(**(fields | numbers))
+
+
+def reference_method(method: Method) -> methods_ref.Method:
+    """The same for the reference; how the scores come about, if not from attention, is not its business."""
+    values = {name: value for name, value in vars(method).items() if value is not None}
+    for name, words in WORDS.items():
+        if name in values:
+            values[name] = words[values[name]]
+    if values.get("window") in ("last", "visual"):
+        values["window"] += f":{values.get('window_n', 32)}"
+    return methods_ref.Method(**{k: v for k, v in values.items() if k not in ("window_n", "score", "seed")})
+
+
+Forward = Callable[[Tensor, np.ndarray | None, Sequence[ref.Later]], ref.Capture]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question and what the reference makes of it, with the image embeddings of the engine."""
+
+    text: str  # with the engine's markers
+    pictures: list[np.ndarray]
+    ids: Tensor
+    capture: ref.Capture
+    forward: Forward
+
+    def ask(self, engine: Engine, observe: Method | bool = True) -> PromptInfo:
+        """Evaluates it in a new conversation."""
+        engine.reset()
+        info = engine.prompt(self.text, self.pictures, observe=observe)
+        assert info.n_tokens == self.ids.numel()
+        return info
+
+    @property
+    def template(self) -> np.ndarray:
+        """[T] bool: the chat template's tokens."""
+        return methods_ref.template_tokens(self.ids.tolist(), self.capture.text, CONTROL, ENDS)
+
+    def decode(self, kept: Sequence[np.ndarray], tokens: Sequence[int], merge: float = 0.0) -> np.ndarray:
+        """The reference's logits [len(tokens), vocabulary] after each token fed behind the compressed prompt."""
+        n_prompt = self.ids.numel()
+        ids = torch.cat([self.ids, torch.tensor(tokens)])
+        visible = ref.visible_after(self.capture.visual, n_prompt, ids.numel(), kept)
+        later = methods_ref.merged(self.capture.visual, n_prompt, kept, merge)
+        return self.forward(ids, visible, later).logits[n_prompt:]
+
+
+class Family:
+    """One tiny model; its engines and questions are made once."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.files: tiny_internvl.Files | None = None
+        if name.startswith("internvl"):
+            self.files = tiny_internvl.save_tiny(folder, int(name.partition("-")[2]))
+            self.model = harness.Model(self.files.model, self.files.text, self.files.mmproj)
+        else:
+            self.model = harness.make_model(name, folder)
+        self._cases: dict[tuple[int, int, str, bool], Case] = {}
+
+    def engine(self, cache: str = "f32", flash: bool = False) -> Engine:
+        """An engine without a conversation."""
+        return self.model.engine(cache, flash)
+
+    def case(self, seed: int, n_images: int, cache: str = "f32", flash: bool = False) -> Case:
+        """A random question by the reference with a cache of this type."""
+        key = (seed, n_images, cache, flash)
+        if key not in self._cases:
+            self._cases[key] = (self._internvl if self.files else self._qwen2vl)(*key)
+        return self._cases[key]
+
+    def _qwen2vl(self, seed: int, n_images: int, cache: str, flash: bool) -> Case:
+        asked, model = self.model.asked(seed, n_images, cache, flash), self.model.reference
+        prompt = asked.question.prompt
+
+        def forward(ids: Tensor, visible: np.ndarray | None, later: Sequence[ref.Later]) -> ref.Capture:
+            return ref.qwen2vl_forward(model, ids, *asked.vision, visible, DTYPES[cache], later=later)
+
+        text = prompt.text.replace(harness.IMAGE, self.engine(cache, flash).marker())
+        pictures = [np.asarray(picture) for picture in asked.question.pictures]
+        return Case(text, pictures, prompt.input_ids, asked.capture, forward)
+
+    def _internvl(self, seed: int, n_images: int, cache: str, flash: bool) -> Case:
+        """One picture of a single tile; of three, one is cut into two tiles and its overview."""
+        rng = np.random.default_rng(seed)
+        sizes = [(4, 4)] if n_images == 1 else [(4, 4), (4, 8), (4, 4)][:n_images]
+        pictures = [tiny.random_image(rng, *size) for size in sizes]
+        between = (" and ", " Also this one: ", "")
+        content = ["Look: ", *(part for pair in zip(pictures, between, strict=False) for part in pair)]
+        text = tiny_internvl.chat_text([*content, "\nWhat is the value of KIWI?"])
+        engine = self.engine(cache, flash)
+        arrays = [np.asarray(picture) for picture in pictures]
+        marked = text.replace(tiny_internvl.IMAGE, engine.marker())
+        info = engine.prompt(marked, arrays)
+        embeddings = harness.image_embeddings(engine)
+        counts: list[int] = []
+        for before, span in zip([None, *info.spans], info.spans, strict=False):
+            if before and span.first == before.first + before.n_tokens:
+                counts[-1] += span.n_tokens  # the next tile of a picture
+            else:
+                counts.append(span.n_tokens)
+        assert counts == [16, 48, 16][:n_images]
+        tiles = [(span.first, span.n_tokens) for span in info.spans]
+
+        def forward(ids: Tensor, visible: np.ndarray | None, later: Sequence[ref.Later]) -> ref.Capture:
+            return ref.qwen2_forward(self.files.model, ids, tiles, embeddings, visible, DTYPES[cache], later)
+
+        ids = tiny_internvl.prompt_ids(self.files.tokenizer, text, counts)
+        return Case(marked, arrays, ids, forward(ids, None, ()), forward)
+
+
+def with_keep(method: Method, keep: float) -> Method:
+    """A named method at another share kept; the one that keeps everything stays."""
+    return method if method.keep == 1.0 else replace(method, keep=keep)

@@ -1,0 +1,174 @@
+"""Every method, and every option of one, on the bundled model: budgets, sets, reports; no word about quality."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyaircache import All, ArgumentError, Chat, Elite, Last, Method, Pool, Text, Visual, _policy
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
+
+NAMES = ("aircache", "snapkv", "h2o", "elastic", "prefixkv", "pyramidkv", "vlcache", "last", "random", "stride")
+ALLOCATIONS = ("strength+skewness", "uniform", "pyramid", "strength", "skewness", "prefix", "vl")
+COMPOSED = [
+    *(Method(window=window) for window in (Elite(0.3, True, True), Last(16), Text(), Text(True), Visual(8), All())),
+    *(Method(window=window, keys="causal") for window in (Elite(), Last(1), Text(weighted=True), Visual(8))),
+    *(Method(allocation=allocation) for allocation in ALLOCATIONS),
+    *(Method(pool=Pool(kind, 3, grid)) for kind in ("avg", "max") for grid in (False, True)),
+    Method(merge=0.5),
+    Method(uniform_share=0.8),
+    Method(last_term=2.0),
+    Method(value_norm=True),
+    Method(diversity=True),
+    Method(min_keep=5),
+    Method(Last(4), keys="causal", pool=Pool("max", 5), allocation="vl", merge=1, uniform_share=0.2, last_term=1,
+           value_norm=True, diversity=True, min_keep=2),
+    Method(All(), keys="causal", pool=Pool("avg", 3), allocation="vl", last_term=1, value_norm=True, diversity=True),
+]  # fmt: skip
+KEEPS = (0.5, 0.1)
+
+
+@pytest.mark.parametrize("method", [*NAMES, *COMPOSED], ids=str)
+def test_methods(engine, samples, method):
+    sample = samples[0]
+    with Chat(method=method, n_threads=1) as chat:
+        first = chat.ask(sample.picture, sample.question, keep=1.0, max_tokens=1)
+        for keep in KEEPS:
+            answer = chat.ask(sample.picture, sample.question, keep=keep)
+            report, layers, visual = answer.report, answer.report.layers, answer.report.visual_tokens
+            assert answer[:1] == first  # its logits come from the full cache
+            assert report.budgets.sum() == max(round(keep * layers * visual), layers * getattr(method, "min_keep", 1))
+            assert report.budgets.min() >= getattr(method, "min_keep", 1)
+            for kept, budget in zip(report.kept, report.budgets, strict=True):
+                assert len(kept) == budget and (np.diff(kept) > 0).all() and kept[0] >= 0 and kept[-1] < visual
+            assert report.scores.shape == (layers, visual)
+            assert np.isfinite(report.scores).all() and (report.scores >= 0).all()
+            for layer, budget in enumerate(report.budgets):
+                best = np.argsort(-report.scores[layer], kind="stable")[:budget]
+                np.testing.assert_array_equal(report.kept[layer], np.sort(best))
+            assert report.method == str(method)
+            assert bool(report.alive.size) == (getattr(method, "allocation", method) in ("vl", "vlcache"))
+            again = chat.ask(sample.picture, sample.question, keep=keep)
+            assert again == answer and (again.report.scores == report.scores).all()
+            chat.ask(None, "And AQCK?", max_tokens=2)  # goes on
+
+
+def test_a_name_is_its_point_of_the_grid(engine, samples):
+    sample = samples[1]
+    for name in NAMES:
+        with Chat(keep=0.25, method=name) as one, Chat(keep=0.25, method=Method.named(name)) as two:
+            a, b = (chat.ask(sample.picture, sample.question) for chat in (one, two))
+        assert a == b and (a.report.scores == b.report.scores).all() and (a.report.budgets == b.report.budgets).all()
+
+
+def test_options_change_what_they_say(engine, samples):
+    sample = samples[0]
+
+    def ask(method):
+        with Chat(keep=0.1, method=method, n_threads=1) as chat:
+            return chat.ask(sample.picture, sample.question).report
+
+    plain = ask(Method())
+    for changes in (
+        {"last_term": 1.0},
+        {"value_norm": True},
+        {"diversity": True},
+        {"pool": Pool()},
+        {"keys": "causal"},
+    ):
+        assert (ask(dataclasses.replace(Method(), **changes)).scores != plain.scores).any(), changes
+    np.testing.assert_array_equal(ask(Method(allocation="uniform")).scores, plain.scores)
+    assert len(set(ask(Method(allocation="uniform", min_keep=2)).budgets.tolist())) <= 2
+    seeds = [ask(Method(score="random", seed=seed)).kept for seed in (1, 1, 2)]
+    kept = [[layer.tolist() for layer in one] for one in seeds]
+    assert kept[0] == kept[1] != kept[2]
+    for layer in ask(Method(window=Last(3))).elite:
+        assert (np.diff(layer) == 1).all() and len(layer) == 3 and layer[-1] == plain.prompt_tokens - 1
+    template = {int(token) for layer in plain.elite for token in layer}
+    content = ask(Method(window=Elite(0.9, content_only=True)))
+    assert all(len(layer) >= 1 for layer in content.elite) and template
+    assert all(layer[-1] == plain.prompt_tokens - 1 for layer in ask(Method(window=Elite(0.9, hold_last=True))).elite)
+
+
+def test_rank_keeps_the_one_token(engine, samples):
+    sample = samples[0]
+    with Chat(keep=0.1, n_threads=1) as chat:
+        plain = chat.ask(sample.picture, sample.question).report
+    for rank in (1, 2, 30, plain.visual_tokens):
+        with Chat(keep=0.1, method=Method(rank=rank), n_threads=1) as chat:
+            report = chat.ask(sample.picture, sample.question).report
+        assert report.budgets.tolist() == [1] * report.layers
+        np.testing.assert_array_equal(np.concatenate(report.kept), plain.ranked(rank))
+    with Chat(method=Method(rank=plain.visual_tokens + 1), n_threads=1) as chat:
+        with pytest.raises(ArgumentError, match="rank is"):
+            chat.ask(sample.picture, sample.question)
+        assert chat.ask(sample.picture, sample.question, keep=1.0) == sample.answer
+
+
+def test_divergence_of_real_budgets(real_chat, samples):
+    report = real_chat.ask(samples[0].picture, samples[0].question, keep=0.25).report
+    assert 0 < report.divergence() < 1
+    assert report.divergence("strength+skewness") == 0 == report.divergence(report.budgets)
+    np.testing.assert_allclose(report.kept_share.mean(), 0.25, atol=0.01)
+    with Chat(method="vlcache", n_threads=1) as chat:
+        assert chat.ask(samples[0].picture, samples[0].question).report.divergence("vl") == 0
+
+
+# -- a user's own policy -----------------------------------------------------------------------------------------------
+
+
+def test_policy_that_does_as_aircache_does(engine, samples):
+    def policy(scores, total):
+        budgets = _policy.allocate(Method().engine(total / scores.size), scores)
+        return _policy.select(scores, budgets)
+
+    sample = samples[0]
+    with Chat(keep=0.25, method=policy, n_threads=1) as mine, Chat(keep=0.25, n_threads=1) as theirs:
+        for question in (sample.question, "What is AQCK?"):
+            a, b = (chat.ask(sample.picture, question) for chat in (mine, theirs))
+            assert a == b and a.report.kv_bytes == b.report.kv_bytes
+            np.testing.assert_array_equal(a.report.strength, b.report.strength)
+            np.testing.assert_array_equal(a.report.skewness, b.report.skewness)
+            for one, two in zip(a.report.kept, b.report.kept, strict=True):
+                np.testing.assert_array_equal(one, two)
+        a, b = (chat.ask(None, "And AQCK?", max_tokens=8) for chat in (mine, theirs))
+        mine._engine.reset()  # as after an interruption: brought back with the sets that were chosen
+        mine._session.turns.pop()
+        assert mine.ask(None, "And AQCK?", max_tokens=8) == a == b
+
+
+def test_policy_that_fails_leaves_the_chat_usable(engine, samples):
+    sample = samples[0]
+
+    def policy(scores, total):
+        if broken:
+            raise LookupError("mine")
+        return _policy.select(
+            scores, _policy.allocate(Method(allocation="uniform").engine(total / scores.size), scores)
+        )
+
+    with Chat(keep=0.25, method=policy, n_threads=1) as chat:
+        broken = False
+        chat.ask(sample.picture, sample.question)
+        expected = chat.ask(None, "And AQCK?", max_tokens=8)
+        chat.ask(sample.picture, sample.question)
+        broken = True
+        with pytest.raises(LookupError, match="mine"):
+            chat.ask(samples[1].picture, samples[1].question)
+        assert chat.ask(None, "And AQCK?", max_tokens=8) == expected
+        assert chat.ask(sample.picture, sample.question, keep=1.0) == sample.answer
+
+
+def test_the_documents_example_of_a_policy_runs(engine, samples, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 14
+    space: dict = {}
+    monkeypatch.chdir(samples[0].picture.parent)
+    code = code.replace("page.png", samples[0].picture.name)
+    exec(compile(code, str(DOCS), "exec"), space)
+    assert space["answer"].report.budgets.sum() > 0
