@@ -2,17 +2,21 @@
 
 Every method and keep answers the same questions, one a page. What is counted, for each:
 
-exact match     share of the answers that are exactly the number on the page, with its 95 % Wilson interval
+exact match     share of the answers that are exactly the number on the page
 same as full    share of the answers that are those of the full cache, right or wrong
 cells kept      visual cells of all layers, mean over the pages
 KL              of the next-token distribution from the full cache's, at the second token of the answer, in nats, mean
                 over the pages. The first token never differs, so both sides have read the same when they predict it.
 
-    python bench/quality.py --update README.md
+95 % intervals: Wilson's for shares, 1.96 standard errors for KL.
+
+    python bench/quality.py --update docs/quality.md
+    python bench/quality.py --method aircache --update README.md
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import sys
@@ -31,13 +35,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # for models/, which is not installed
 
 from models.pages import SIZES, make_page  # noqa: E402
-from pyaircache import Chat, PyAircacheError  # noqa: E402
+from pyaircache import Chat, Last, Method, Pool, PyAircacheError  # noqa: E402
 from pyaircache._engine import version  # noqa: E402
 
-PAGES, SEED, KEEPS, METHODS = 200, 1, (1.0, 0.5, 0.25, 0.1, 0.05), ("aircache",)
+# Points of the grid that have no name of their own: a named method, and what is different.
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "aircache+max5": ("aircache", {"pool": Pool("max", 5)}),
+    "last+max5": ("last", {"pool": Pool("max", 5)}),
+    "last16": ("last", {"window": Last(16)}),
+    "last16+max5": ("last", {"window": Last(16), "pool": Pool("max", 5)}),
+}
+NAMED = ("aircache", "snapkv", "h2o", "prefixkv", "pyramidkv", "vlcache", "last", "random", "stride")
+PAGES, SEED, KEEPS, METHODS = 200, 1, (0.5, 0.25, 0.1, 0.05, 0.02), (*NAMED, *PRESETS)
 MAX_TOKENS = 16  # answers have up to six digits, one token each
-BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
-HEAD = ("method", "keep", "exact match", "95 % interval", "same as full", "cells kept", "KL (nats)")
+BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
+MARK = "quality"
+HEAD = ("method", "keep", "exact match", "95 %", "same as full", "95 %", "cells kept", "KL (nats)")
 
 
 @dataclass(frozen=True)
@@ -69,21 +82,36 @@ class Row:
     same: int
     cells: float
     kl: float
+    kl_half: float  # half the length of the 95 % interval
 
     def shown(self) -> tuple[str, ...]:
         """The cells of the table, as text."""
-        low, high = wilson(self.right, self.pages)
-        exact, same = f"{self.right / self.pages:.1%}", f"{self.same / self.pages:.1%}"
-        interval = f"{100 * low:.1f} to {100 * high:.1f}"
-        return self.method, f"{self.keep:g}", exact, interval, same, f"{self.cells:.1f}", f"{self.kl:.2f}"
+        kl = f"{self.kl:.2f} ± {self.kl_half:.2f}"
+        shares = [text for count in (self.right, self.same) for text in shown_share(count, self.pages)]
+        return self.method, f"{self.keep:g}", *shares, f"{self.cells:.1f}", kl
 
 
-def make_cases(count: int, seed: int) -> list[Case]:
-    """The pages and questions that `python -m models.pages --n COUNT --seed SEED` writes."""
+def shown_share(count: int, of: int) -> tuple[str, str]:
+    """A share and its interval in percent, as text."""
+    low, high = wilson(count, of)
+    return f"{count / of:.1%}", f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def method_of(name: str) -> str | Method:
+    """A name of PRESETS, or one that Chat knows, for Chat."""
+    base, changes = PRESETS.get(name, (name, {}))
+    return dataclasses.replace(Method.named(base), **changes) if changes else base
+
+
+def make_cases(count: int, seed: int, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Case]:
+    """The pages and questions that `python -m models.pages --n COUNT --seed SEED` writes.
+
+    sizes: rows and width, in tokens, in turn.
+    """
     rng = np.random.default_rng(seed)
     cases = []
     for i in range(count):
-        page = make_page(rng, *SIZES[i % len(SIZES)])
+        page = make_page(rng, *sizes[i % len(sizes)])
         cases.append(Case(page.image, *page.question(rng)))
     return cases
 
@@ -125,6 +153,7 @@ def compare(method: str, keep: float, cases: Sequence[Case], full: Sequence[Outc
         same=sum(a.answer == b.answer for a, b in zip(full, got, strict=True)),
         cells=statistics.mean(outcome.cells for outcome in got),
         kl=statistics.mean(kls) if kls else math.nan,
+        kl_half=1.96 * statistics.stdev(kls) / math.sqrt(len(kls)) if len(kls) > 1 else math.nan,
     )
 
 
@@ -134,28 +163,28 @@ def measure(cases: Sequence[Case], methods: Sequence[str], keeps: Iterable[float
         full = [ask(chat, case, 1.0) for case in progress(cases, "full")]
     yield compare("full", 1.0, cases, full, full)
     for method in methods:
-        with Chat(method=method, **options) as chat:
+        with Chat(method=method_of(method), **options) as chat:
             for keep in (keep for keep in keeps if keep < 1):  # 1 is the full cache
                 got = [ask(chat, case, keep) for case in progress(cases, f"{method} {keep:g}")]
                 yield compare(method, keep, cases, full, got)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table with aligned columns."""
-    table = [HEAD, *(row.shown() for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(HEAD))]
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns; its head is the first line."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in table]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
-def replaced(path: Path, block: str) -> str:
+def replaced(path: Path, block: str, mark: str = MARK) -> str:
     """The text of a file with `block` between its two markers."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = BEGIN.format(mark), END.format(mark)
+    before, begin, rest = path.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise click.UsageError(f"{path} must hold the line {BEGIN} and, below it, {END}")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+        raise click.UsageError(f"{path} must hold the line {first} and, below it, {last}")
+    return f"{before}{first}\n{block}\n{last}{after}"
 
 
 def command(pages: int, seed: int, keeps: Sequence[float], methods: Sequence[str]) -> str:
@@ -178,7 +207,7 @@ def _check_keeps(_context: click.Context, _param: click.Parameter, values: tuple
 @click.option("--pages", "count", default=PAGES, type=click.IntRange(min=1), help="Fresh pages, one question each.")
 @click.option("--seed", default=SEED, type=click.IntRange(min=0), help="Of pages and questions.")
 @click.option("--keep", "keeps", multiple=True, default=KEEPS, callback=_check_keeps, help="Repeatable.")
-@click.option("--method", "methods", multiple=True, default=METHODS, help="Any that Chat knows; repeatable.")
+@click.option("--method", "methods", multiple=True, default=METHODS, help="Names; repeatable.")
 @click.option("--model", metavar="GGUF", help="Language model; default: the bundled one.")
 @click.option("--mmproj", metavar="GGUF", help="Its vision projector; default: the one in the model's folder.")
 @click.option("--threads", default=1, type=click.IntRange(min=1), help="The bundled model is too small for more.")
@@ -186,7 +215,7 @@ def _check_keeps(_context: click.Context, _param: click.Parameter, values: tuple
 @click.option(
     "--update",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=f"Put the table between the lines {BEGIN} and {END} of this file.",
+    help=f"Put the table between the lines {BEGIN.format(MARK)} and {END.format(MARK)} of this file.",
 )
 def main(
     count: int,
@@ -209,7 +238,8 @@ def main(
         raise click.ClickException(str(error)) from None
     name = Path(model).name if model else "the bundled model"
     made_by = command(count, seed, keeps, methods)
-    block = f"{markdown(rows)}\n\n`{made_by}`: {name}, {count} pages, engine {version()}."
+    table = markdown([HEAD, *(row.shown() for row in rows)])
+    block = f"{table}\n\n`{made_by}`: {name}, {count} pages, engine {version()}."
     click.echo(block)
     write_json(
         json_path,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from importlib import metadata as _metadata
 
+from ._custom import Policy
 from ._structs import Info, Span
 from .answer import Answer, AnswerStream
 from .chat import Chat
@@ -31,7 +32,9 @@ from .errors import (
     StateError,
     UnsupportedError,
 )
+from .method import Method
 from .report import Report
+from .window import All, Elite, Last, Pool, Text, Visual, Window
 
 try:
     __version__ = _metadata.version("pyaircache")
@@ -39,23 +42,32 @@ except _metadata.PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "All",
     "Answer",
     "AnswerStream",
     "ArgumentError",
     "Chat",
     "ContextError",
+    "Elite",
     "EngineError",
     "ImageError",
     "ImageNotFoundError",
     "Info",
+    "Last",
+    "Method",
     "ModelError",
     "ModelNotFoundError",
     "OutOfMemoryError",
+    "Policy",
+    "Pool",
     "ProjectorError",
     "PyAircacheError",
     "Report",
     "Span",
     "StateError",
+    "Text",
     "UnsupportedError",
+    "Visual",
+    "Window",
     "__version__",
 ]

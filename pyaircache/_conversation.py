@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ._custom import Policy
 from ._structs import Message, Method
 from .errors import UnsupportedError
 
@@ -30,6 +31,10 @@ class Turn:
     images: list[NDArray[np.uint8]] = field(default_factory=list)
     method: Method | None = None
     """Compression after the prompt; None: none."""
+    policy: Policy | None = None
+    """Who selects instead of the engine."""
+    kept: list[NDArray[np.int32]] | None = None
+    """What the policy selected: it is asked only once."""
     n_prompt: int = 0
     """Tokens of ``fed``, visual ones included."""
     n_past: int = 0

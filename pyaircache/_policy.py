@@ -28,6 +28,18 @@ def allocate(
     return budgets
 
 
+def statistics(scores: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Strength and skewness [L] of scores [L, N_v] (method section 2)."""
+    ffi, lib, _ = _ffi.load()
+    scores = np.ascontiguousarray(scores, dtype=np.float32)
+    layers, visual = scores.shape
+    strength, skewness = np.empty(layers), np.empty(layers)
+    out = [ffi.from_buffer("double[]", values, require_writable=True) for values in (strength, skewness)]
+    budgets, values = ffi.new("int32_t[]", layers), ffi.from_buffer("float[]", scores)
+    check(lib.pac_allocate(c_method(ffi, lib, Method(1.0)), values, ffi.NULL, layers, visual, budgets, *out))
+    return strength, skewness
+
+
 def select(scores: NDArray[np.float32], budgets: NDArray[np.int32], rank: int = 0) -> list[NDArray[np.int32]]:
     """Kept visual indices of each layer for scores [L, N_v] and budgets [L] (method section 3).
 

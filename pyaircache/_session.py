@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _policy
 from ._conversation import Turn, next_prompt
+from ._custom import kept_sets
 from ._engine import Engine, Progress
 from ._options import Options
 from ._progress import ProgressLine
+from ._structs import Compression, Scores
 from .errors import ArgumentError, ProjectorError, UnsupportedError
 from .report import Report
 
 _RESERVE = 1  # cells that must be free after a prompt: enough to begin an answer
+_NO_SCORES = Scores(np.empty((0, 0), np.float32), [], np.empty(0), 0.0)
 
 
 class Session:
@@ -46,7 +52,7 @@ class Session:
             ProjectorError: There are images, but the model has no projector.
             UnsupportedError: The model's cache cannot be compressed.
             ContextError: The question does not fit the context window.
-            ArgumentError: The question holds the image marker.
+            ArgumentError: The question holds the image marker, or the user's policy returned something wrong.
         """
         marker = self._engine.marker() if self.info.vision else ""
         if marker and marker in question:
@@ -56,15 +62,16 @@ class Session:
                 f"{self._model_name} was loaded without a projector and cannot see images; "
                 "put its mmproj GGUF file beside it, or name it (mmproj=, --mmproj)"
             )
-        method = options.compression if images else None
+        choice = options.choice
+        method = choice.engine(options.keep) if images else None
         if method is not None and not self.info.can_compress:
             raise UnsupportedError(f"{self.info.why_not}; keep=1.0 asks without compression")
 
         turns = [] if images else self.turns
         content = marker * len(images) + question
         rendered, fed = next_prompt(self._engine.apply_template, turns, content)
-        turn = Turn(content, rendered, fed, images, method)
-        report = Report(keep=options.keep, method=options.method, alpha=options.alpha)
+        turn = Turn(content, rendered, fed, images, method, choice.policy)
+        report = Report(keep=options.keep, method=choice.name, alpha=choice.alpha)
         with ProgressLine() as progress:
             if turns:
                 self._catch_up(progress)
@@ -98,6 +105,19 @@ class Session:
             decoded = 0
         self._decode(last.tokens[decoded:])
 
+    def _compress(self, turn: Turn) -> tuple[Scores, Compression]:
+        """Compresses as the turn says. The scores are empty when a policy's sets are evicted once more."""
+        assert turn.method is not None
+        if turn.policy is None:
+            return self._engine.compress(turn.method)
+        if turn.kept is not None:
+            return _NO_SCORES, self._engine.evict(turn.kept)
+        scores = self._engine.score(turn.method)
+        turn.kept, ms_policy = kept_sets(turn.policy, turn.method, scores.scores, scores.alive)
+        strength, skewness = _policy.statistics(scores.scores)
+        result = self._engine.evict(turn.kept)
+        return scores, replace(result, strength=strength, skewness=skewness, ms_score=scores.ms + ms_policy)
+
     def _decode(self, tokens: list[int]) -> None:
         for token in tokens:
             self._engine.decode(token)
@@ -106,7 +126,7 @@ class Session:
         """Evaluates a turn's prompt and compresses; fills in the report."""
         observe = turn.method or False
         prompt = self._engine.prompt(turn.fed, turn.images, reserve=_RESERVE, observe=observe, progress=progress)
-        compressed = self._engine.compress(turn.method) if turn.method is not None else None
+        compressed = self._compress(turn) if turn.method is not None else None
         stats = self._engine.stats()
         turn.n_prompt, turn.n_past = prompt.n_tokens, stats.n_past
         if report is None:
@@ -116,7 +136,7 @@ class Session:
         report.layers, report.kv_bytes = self.info.n_layers, stats.kv_bytes
         if compressed is not None:
             scores, result = compressed
-            report.scores, report.elite = scores.scores, scores.elite
+            report.scores, report.elite, report.alive = scores.scores, scores.elite, scores.alive
             report.budgets, report.kept = result.budgets, result.kept
             report.strength, report.skewness = result.strength, result.skewness
             report.kv_bytes_full, report.kv_bytes = result.kv_bytes_full, result.kv_bytes

@@ -11,14 +11,18 @@ from collections.abc import Sequence
 from typing import Literal, overload
 
 from . import _files, _log, _rpc
+from ._checks import whole
+from ._choice import choose
+from ._custom import Policy
 from ._engine import Engine
-from ._options import Options, whole
+from ._options import Options
 from ._progress import ProgressLine
 from ._session import Session
 from ._structs import Info
 from .answer import Answer, AnswerStream
 from .errors import ArgumentError, StateError
 from .images import Picture, load_images
+from .method import Method
 
 
 class _Lease:
@@ -49,9 +53,14 @@ class Chat:
         mmproj: Path of its vision projector; None: the ``*mmproj*.gguf`` file in the model's folder, if there is one.
         keep: Share of the visual cells that stay in the KV cache, in (0, 1], over all layers together. 1 is exactly the
             plain model.
-        method: ``"aircache"`` or ``"full"`` (no compression whatever ``keep`` says).
+        method: How it is decided what stays (docs/methods.md): a name, such as ``"aircache"``, ``"snapkv"`` or
+            ``"full"`` (no compression whatever ``keep`` says), `Method.names` lists them; a `Method`; or a function
+            ``policy(scores, total)``. It gets AirCache's importance, float32 [L, N_v], and how many cells to keep in
+            all layers together, and returns for each layer the visual indices to keep: at least one, ascending. It
+            must not use this Chat. What it raises comes out of ``ask``.
         alpha: Text tokens whose attention is at least this share of the largest one observe the image (method
-            section 1), in (0, 1].
+            section 1), in (0, 1]; None: the method's own, 0.9. Not with a `Method`, which says it itself:
+            ``Method(window=Elite(0.5))``; nor with methods that have no elite window.
         n_ctx: Context window in tokens; None: the model's own, at most 32768.
         n_gpu_layers: Layers on the GPU; -1: all. Without effect in a CPU build.
         n_threads: CPU threads; None: one per physical core.
@@ -74,8 +83,8 @@ class Chat:
         mmproj: str | os.PathLike[str] | None = None,
         *,
         keep: float = 0.10,
-        method: str = "aircache",
-        alpha: float = 0.9,
+        method: str | Method | Policy = "aircache",
+        alpha: float | None = None,
         n_ctx: int | None = None,
         n_gpu_layers: int = -1,
         n_threads: int | None = None,
@@ -84,7 +93,6 @@ class Chat:
         rpc_servers: str | Sequence[str] | None = None,
         verbose: bool = False,
     ) -> None:
-        self._options = Options(keep=keep, method=method, alpha=alpha)
         options: dict[str, int | str | None] = {
             "n_ctx": whole("n_ctx", n_ctx, 0, 2**31 - 1) if n_ctx is not None else None,
             "n_gpu_layers": whole("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1),
@@ -94,11 +102,13 @@ class Chat:
             "rpc_servers": _rpc.checked(rpc_servers),
         }
         self._model, mmproj_path = _files.resolve(model, mmproj)
+        self._options = Options(keep=keep, choice=choose(method, alpha))
         _log.show(verbose)
         with ProgressLine() as progress:
             self._engine = Engine(self._model, mmproj_path, progress=progress, **options)
         self._session = Session(self._engine, self._model.name)
         self._lock = threading.Lock()  # held while a question is answered, streams included
+        self._beginning: int | None = None  # the thread that is evaluating a prompt
         self._stream: weakref.ref[AnswerStream] | None = None
 
     @property
@@ -156,14 +166,14 @@ class Chat:
             ContextError: The question does not fit the context window.
             UnsupportedError: This model's cache cannot be compressed (``keep=1.0`` works).
             ArgumentError: A value is outside its limits.
-            StateError: The Chat is closed, or this thread still has a streamed answer open.
+            StateError: The Chat is closed, or this thread still has a streamed answer open, or is inside the Chat's own
+                policy.
             KeyboardInterrupt: Ctrl-C, after the engine has stopped; the Chat stays usable.
         """
         started = time.perf_counter()
         options = Options(
             keep=self._options.keep if keep is None else keep,
-            method=self._options.method,
-            alpha=self._options.alpha,
+            choice=self._options.choice,
             max_tokens=max_tokens,
             temperature=temperature,
             seed=secrets.randbits(32) if seed is None else seed,
@@ -173,7 +183,11 @@ class Chat:
         images = load_images(image)
         lease = self._acquire()
         try:
-            turn, report = self._session.begin(images, question, options)
+            self._beginning = threading.get_ident()
+            try:
+                turn, report = self._session.begin(images, question, options)
+            finally:
+                self._beginning = None
             answer = AnswerStream(self._engine, turn, report, options, started, lease.release)
             self._stream = weakref.ref(answer)
             return answer if stream else answer.read()
@@ -193,6 +207,7 @@ class Chat:
     def close(self) -> None:
         """Frees the model. A streamed answer of this thread is closed, one of another thread is waited for."""
         self._close_own_stream()
+        self._refuse_policies()
         with self._lock:
             self._engine.close()
 
@@ -209,7 +224,7 @@ class Chat:
 
     def __repr__(self) -> str:
         state = ", closed" if self._engine.closed else ""
-        return f"Chat({str(self._model)!r}, keep={self._options.keep:g}, method={self._options.method!r}{state})"
+        return f"Chat({str(self._model)!r}, keep={self._options.keep:g}, method={self._options.choice.name!r}{state})"
 
     def _open_stream(self) -> AnswerStream | None:
         """The streamed answer that this thread has not finished, if there is one."""
@@ -221,8 +236,14 @@ class Chat:
         if stream is not None:
             stream.close()
 
+    def _refuse_policies(self) -> None:
+        """Names what would be a deadlock: a policy that waits for the question it is called for."""
+        if self._beginning == threading.get_ident():
+            raise StateError("a policy must not use the Chat that called it")
+
     def _acquire(self) -> _Lease:
         """Waits for other threads' questions, and keeps them waiting until the lease is released."""
+        self._refuse_policies()
         if self._open_stream() is not None:  # waiting for it would never end
             raise StateError("a streamed answer of this Chat is still open; read it to its end or close() it first")
         self._lock.acquire()

@@ -1,4 +1,4 @@
-"""The command line: ``pyaircache ask`` and ``pyaircache info``.
+"""The command line: ``pyaircache ask``, ``pyaircache methods`` and ``pyaircache info``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong usage or argument, 130 Ctrl-C, 1 any other
 error.
@@ -18,11 +18,12 @@ import click
 from PIL import Image
 
 from . import __version__, _engine
-from ._options import METHODS
+from ._choice import FULL, refined
 from .answer import Answer
 from .chat import Chat
 from .errors import ArgumentError, EngineError, PyAircacheError
 from .images import Picture
+from .method import ALLOCATIONS, Method
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -91,14 +92,18 @@ def main(context: click.Context) -> None:
 @click.option("-m", "--model", metavar="GGUF", help="Language model; default: the small bundled one.")
 @click.option("--mmproj", metavar="GGUF", help="Its vision projector; default: the one in the model's folder.")
 @click.option("--keep", type=float, default=0.10, show_default=True, help="Share of visual KV cells to keep, (0, 1].")
-@click.option("--method", default="aircache", show_default=True, help=f"One of: {', '.join(METHODS)}.")
-@click.option("--alpha", type=float, default=0.9, show_default=True, help="Elite threshold, (0, 1].")
+@click.option("--method", default="aircache", show_default=True, help="A name of `pyaircache methods`.")
+@click.option("--alpha", type=float, help="Threshold of an elite window, (0, 1]; default: 0.9.")
+@click.option("--window", metavar="WINDOW", help="Who observes: elite, last:16, text, visual:32 or all.")
+@click.option("--allocation", metavar="NAME", help=f"How layers share the cells: {', '.join(ALLOCATIONS)}.")
+@click.option("--pool", metavar="POOL", help="Pooling of scores: max:5, avg:5, max:3x3 (on the grid), none.")
+@click.option("--merge", type=float, help="Share of the dropped tokens to merge instead, [0, 1].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the answer and the report's numbers.")
 @click.option("--heatmap", metavar="OUT.png", help="Paint what was kept onto the image.")
 @click.option("-c", "--ctx", type=int, help="Context window in tokens; default: the model's own, at most 32768.")
 @click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: always the most likely token.")
-@click.option("--seed", type=int, help="Makes an answer with a temperature repeatable.")
+@click.option("--seed", type=int, help="Of an answer with a temperature, and of the method random.")
 @click.option("-ngl", "--n-gpu-layers", type=int, default=-1, show_default=True, help="Layers on the GPU; -1: all.")
 @click.option("-t", "--threads", type=int, help="CPU threads; default: one per physical core.")
 @click.option("-ctk", "--cache-type-k", default="f16", show_default=True, help="Type of the cache's keys.")
@@ -112,7 +117,11 @@ def ask(
     mmproj: str | None,
     keep: float,
     method: str,
-    alpha: float,
+    alpha: float | None,
+    window: str | None,
+    allocation: str | None,
+    pool: str | None,
+    merge: float | None,
     as_json: bool,
     heatmap: str | None,
     ctx: int | None,
@@ -126,16 +135,20 @@ def ask(
     rpc_servers: str | None,
     verbose: bool,
 ) -> None:
-    """Ask QUESTION about one or more images ("-" reads one from stdin)."""
+    """Ask QUESTION about one or more images ("-" reads one from stdin).
+
+    --window, --allocation, --pool and --merge replace that part of the method.
+    """
     if not images and (os.path.isfile(question) or _is_picture_name(question)):
         raise click.UsageError(f"Missing argument 'QUESTION': what is the question about {question}?")
     _check_heatmap(heatmap, images)
+    chosen, alpha = refined(method, alpha, window=window, allocation=allocation, pool=pool, merge=merge, seed=seed)
     pictures: list[Picture] = [sys.stdin.buffer.read() if name == "-" else name for name in images]
     chat = Chat(
         model,
         mmproj,
         keep=keep,
-        method=method,
+        method=chosen,
         alpha=alpha,
         n_ctx=ctx,
         n_gpu_layers=n_gpu_layers,
@@ -184,6 +197,13 @@ def _write_heatmaps(answer: Answer, pictures: list[Picture], out: str) -> None:
     for index, picture in enumerate(pictures):
         name = path if len(pictures) == 1 else path.with_stem(f"{path.stem}-{index + 1}")
         answer.report.heatmap(picture, index).save(name)
+
+
+@main.command()
+def methods() -> None:
+    """List the named methods: name, then window, keys, allocation and whatever else is not as in aircache."""
+    for name in Method.names():
+        click.echo(f"{name:<10} {Method.named(name) if name != FULL else 'no compression: keep=1'}")
 
 
 @main.command()

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _heatmap
+from . import _divergence, _heatmap, _policy
+from ._checks import whole
 from ._structs import Span
+from .errors import StateError
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from PIL import Image
 
     from .images import Picture
+    from .method import Method
 
-_ARRAYS = ("budgets", "kept", "scores", "elite", "strength", "skewness")
+_ARRAYS = ("budgets", "kept", "scores", "elite", "alive", "strength", "skewness")
 
 
 def _ints() -> NDArray[np.int32]:
@@ -36,15 +40,15 @@ def _table() -> NDArray[np.float32]:
 
 @dataclass(repr=False, eq=False)
 class Report:
-    """One question's report. L layers, N_v visual tokens; paper sections as in ``docs/method.md``.
+    """One question's report. L layers, N_v visual tokens; formulas: docs/methods.md.
 
     Without compression (``keep=1.0``, ``method="full"``) every layer keeps every visual token, and ``scores``,
     ``elite``, ``strength`` and ``skewness`` are empty. For a question without an image all per-layer fields are empty.
 
     Attributes:
         keep: Share of the visual cells asked for, in (0, 1].
-        method: ``"aircache"`` or ``"full"``.
-        alpha: Elite threshold, in (0, 1].
+        method: A named method's name, a `Method` in one line, or the name of the user's function.
+        alpha: Elite threshold, in (0, 1]; None where no elite window observes.
         layers: L.
         visual_tokens: N_v of this question.
         prompt_tokens: Tokens of this question's prompt, text and visual; of a follow-up the new ones only.
@@ -53,8 +57,11 @@ class Report:
             is full), ``"closed"`` (the stream was closed), ``"interrupted"`` or ``"error"``.
         budgets: Visual tokens kept in each layer: int32 [L].
         kept: Each layer's kept visual indices, ascending: L int32 arrays.
-        scores: Importance of every visual token in every layer: float32 [L, N_v].
-        elite: Prompt token indices of each layer's observing tokens: L int32 arrays.
+        scores: Importance of every visual token in every layer, as the method rates it: float32 [L, N_v].
+        elite: Prompt token indices of each layer's observing text tokens: L int32 arrays; empty ones with a window of
+            visual or of all tokens, and where nothing observes.
+        alive: Attention entries of the text to visual tokens that reach 1 % of their row's maximum, mean over heads:
+            float64 [L]; empty but for the allocation ``"vl"``.
         strength: Sum of each layer's importance: float64 [L].
         skewness: Skewness of each layer's importance: float64 [L].
         kv_bytes_full: Bytes of the whole conversation's cells in all layers, were nothing evicted; when the first
@@ -73,7 +80,7 @@ class Report:
 
     keep: float
     method: str
-    alpha: float
+    alpha: float | None
     layers: int = 0
     visual_tokens: int = 0
     prompt_tokens: int = 0
@@ -83,6 +90,7 @@ class Report:
     kept: list[NDArray[np.int32]] = field(default_factory=list)
     scores: NDArray[np.float32] = field(default_factory=_table)
     elite: list[NDArray[np.int32]] = field(default_factory=list)
+    alive: NDArray[np.float64] = field(default_factory=_floats)
     strength: NDArray[np.float64] = field(default_factory=_floats)
     skewness: NDArray[np.float64] = field(default_factory=_floats)
     kv_bytes_full: int = 0
@@ -109,6 +117,51 @@ class Report:
         for kept in self.kept:
             counts[kept] += 1.0
         return counts / max(self.layers, 1)
+
+    @property
+    def kept_share(self) -> NDArray[np.float64]:
+        """Share of the visual tokens that each layer kept, its budget / N_v: float64 [L] in [0, 1]."""
+        return self.budgets / max(self.visual_tokens, 1)
+
+    def divergence(self, other: str | Method | ArrayLike = "uniform") -> float:
+        """How differently another allocation would have shared the cells among the layers.
+
+        The paper compares uniform, strength and skewness in this way (supplement, table 14). Both budgets, divided by
+        their sums, are distributions over the layers. Their Jensen-Shannon divergence, with base 2:
+
+            JS(P, Q) = KL(P || M) / 2 + KL(Q || M) / 2,  M = (P + Q) / 2
+
+        Args:
+            other: An allocation, such as ``"uniform"``, ``"strength"`` or ``"skewness"``, applied to ``scores`` with
+                this question's ``keep``; a `Method`, of which the allocation, ``uniform_share`` and ``min_keep`` count;
+                or budgets [L].
+
+        Returns:
+            From 0 (the same shares) to 1 (no layer in common).
+
+        Raises:
+            ArgumentError: No such allocation, or not L numbers of at least 0 with a sum above 0.
+            StateError: There was no compression, so there are no budgets or scores to compare.
+        """
+        return _divergence.between(self, other)
+
+    def ranked(self, rank: int) -> NDArray[np.int32]:
+        """Each layer's r-th most important visual token; ``Method(rank=r)`` keeps exactly these (the paper's figure 6).
+
+        Args:
+            rank: r, from 1 (the most important) to N_v. Equal scores: the lower index comes first.
+
+        Returns:
+            Visual indices: int32 [L].
+
+        Raises:
+            ArgumentError: r is outside its limits.
+            StateError: There are no scores: there was no compression.
+        """
+        if not self.scores.size:
+            raise StateError("there are no scores to rank: this question was not compressed")
+        rank = whole("rank", rank, 1, self.visual_tokens)
+        return np.concatenate(_policy.select(self.scores, np.ones(self.layers, np.int32), rank))
 
     def to_dict(self, *, scalars_only: bool = False) -> dict[str, Any]:
         """The report as a dictionary that ``json.dumps`` takes.
@@ -146,7 +199,8 @@ class Report:
         return _heatmap.paint(image, index, self.share_of_layers, self.spans)
 
     def __repr__(self) -> str:
-        head = f"Report(method={self.method!r}, keep={self.keep:g}, alpha={self.alpha:g})"
+        alpha = f", alpha={self.alpha:g}" if self.alpha is not None else ""
+        head = f"Report(method={self.method!r}, keep={self.keep:g}{alpha})"
         rows: list[tuple[str, str]] = []
         if self.visual_tokens:
             images = len({span.image for span in self.spans})
@@ -159,8 +213,8 @@ class Report:
             rows.append(("budgets", _summary(self.budgets)))
         else:
             rows.append(("visual tokens", "0 (a question without an image)"))
-        if self.elite:
-            rows.append(("elite tokens", _summary(np.array([len(one) for one in self.elite]))))
+        if any(len(one) for one in self.elite):
+            rows.append(("observers", _summary(np.array([len(one) for one in self.elite]))))
         ratio = f" ({self.kv_bytes / self.kv_bytes_full:.1%})" if self.kv_bytes_full else ""
         rows.append(("KV cache", f"{_bytes(self.kv_bytes)} of {_bytes(self.kv_bytes_full)}{ratio}"))
         rows.append(("prompt", f"{self.prompt_tokens} tokens"))

@@ -39,9 +39,10 @@ TOKENS = (52, 50, 49, 32, 75, 73, 87, 73)
 
 def open_engine(text: Path, mmproj: Path, cache: str = "f32", flash: bool = False, **options: Any) -> Engine:
     """An engine with one thread: the models are so small that two wait for each other."""
+    defaults = {"n_ctx": 512, "n_threads": 1, "keep_embeddings": True}
     types = {"cache_type_k": cache, "cache_type_v": cache, "flash_attn": int(flash)}
     with llama_log() as lines:
-        engine = Engine(text, mmproj, rpc_servers=RPC, **({"n_ctx": 512, "n_threads": 1, "keep_embeddings": True} | types | options))
+        engine = Engine(text, mmproj, rpc_servers=RPC, **(defaults | types | options))
     where = [line for line in lines if "KV buffer size" in line]
     assert where and all(("RPC" in line) == (RPC is not None) for line in where), where
     return engine
