@@ -60,6 +60,7 @@ class Case:
     image: Image.Image
     question: str
     expected: str
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,19 @@ def make_cases(count: int, seed: int, sizes: Sequence[tuple[int, int]] = SIZES) 
     cases = []
     for i in range(count):
         page = make_page(rng, *sizes[i % len(sizes)])
-        cases.append(Case(page.image, *page.question(rng)))
+        cases.append(Case(page.image, *page.question(rng), i))
     return cases
 
 
 def ask(chat: Chat, case: Case, keep: float) -> Outcome:
-    """Asks, looking at the logits that each token of the answer, and its end, is chosen from."""
+    """Asks, looking at the logits that each token of the answer, and its end, is chosen from.
+
+    Random scores are drawn anew for every page: one seed gives all pages of a size the same set.
+    """
+    method = chat._options.choice.method
+    if method is not None and method.score == "random":
+        choice = dataclasses.replace(chat._options.choice, method=dataclasses.replace(method, seed=case.number))
+        chat._options = dataclasses.replace(chat._options, choice=choice)
     logits = []
     with chat.ask(case.image, case.question, keep=keep, max_tokens=MAX_TOKENS, stream=True) as stream:
         for _ in stream:
