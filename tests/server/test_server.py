@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,33 @@ def test_several_images_and_text_before(server: Server, fresh: Fresh, pages: lis
     assert timings(answer)["aircache"]["visual_tokens"] == sum(one)
 
 
+METHODS = ("aircache", "snapkv", "h2o", "elastic", "prefixkv", "pyramidkv", "vlcache", "last", "random", "stride")
+
+
+def test_methods(launch: Launch, pages: list[Page], f32_model: Path) -> None:
+    with launch() as server:
+        for method in METHODS:
+            air = timings(server.ask(pages[0].ask(), 0.2, extra_body={"aircache_method": method}))["aircache"]
+            assert "error" not in air
+            assert air["method"] == method
+            assert air["kept_tokens"] == pytest.approx(0.2 * air["visual_tokens"], rel=0.05)
+        full = server.ask(pages[0].ask(), 0.2, extra_body={"aircache_method": "full"})
+        assert "aircache" not in timings(full)
+        options = {"aircache_window": "text", "aircache_allocation": "uniform"}
+        assert "error" not in timings(server.ask(pages[0].ask(), 0.2, extra_body=options))["aircache"]
+
+
+@pytest.mark.parametrize("draft", ["model", "ngram"])
+def test_drafts(launch: Launch, fresh: Fresh, models: list[str], pages: list[Page], draft: str) -> None:
+    options = {
+        "model": ["--model-draft", models[1], "--spec-draft-n-max", "4"],
+        "ngram": ["--spec-type", "ngram-simple"],
+    }
+    with launch("--aircache-keep", "0.1", *options[draft], slots=2) as server:
+        for page in [*pages[:2], pages[0]]:
+            assert server.text(page.ask()) == fresh(page.ask(), 0.1)
+
+
 def test_two_answers_to_one_prompt(server: Server, fresh: Fresh, pages: list[Page]) -> None:
     answer = server.ask(pages[0].ask(), n=2)
     assert [choice.message.content for choice in answer.choices] == [fresh(pages[0].ask(), 0.1)] * 2
@@ -130,6 +158,16 @@ def test_a_new_image_in_a_later_turn(launch: Launch, fresh: Fresh, pages: list[P
         assert timings(answer)["cache_n"] > 80
         assert timings(answer)["aircache"]["ms"] > 0
         assert answer.choices[0].message.content == fresh(pages[0].ask(), 0.1, second)
+
+
+def test_anything_in_any_order(launch: Launch, fresh: Fresh, pages: list[Page]) -> None:
+    """Few slots, many images and keeps: prompts come and go through the host's prompt cache."""
+    dice = random.Random(3)
+    text = [{"role": "user", "content": "Hello"}]
+    with launch(slots=2) as server, ThreadPoolExecutor(3) as pool:
+        jobs = [(dice.choice([*(page.ask() for page in pages[:3]), text]), dice.choice(KEEPS)) for _ in range(60)]
+        got = list(pool.map(lambda job: server.text(*job), jobs))
+    assert got == [fresh(*job) for job in jobs]
 
 
 def test_cancelled_streams(launch: Launch, fresh: Fresh, pages: list[Page]) -> None:
