@@ -50,6 +50,7 @@ def running(server: Path, model: Path, slots: int) -> Iterator[tuple[httpx.Clien
         "--slots",
     ]
     line += ["-np", str(slots), "-c", str(1024 * slots), "-t", "2", "--aircache-keep", "0.1", "--no-webui"]
+    line += ["--cache-ram", "4"]  # MiB: full early, so that it does not look like a leak later
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             # a kept connection occupies one of the server's few HTTP threads

@@ -150,6 +150,14 @@ def test_follow_ups_interleaved(launch: Launch, fresh: Fresh, pages: list[Page])
                 talks[i] = [*talks[i], {"role": "assistant", "content": text}, {"role": "user", "content": question}]
 
 
+def test_a_follow_up_whose_slot_is_gone(launch: Launch, fresh: Fresh, pages: list[Page]) -> None:
+    with launch("--aircache-keep", "0.1") as server:
+        text = server.text(pages[0].ask())
+        second = [*pages[0].ask(), {"role": "assistant", "content": text}, {"role": "user", "content": "GDJO?"}]
+        server.text(pages[1].ask())
+        assert server.text(second) == fresh(second, 0.1)
+
+
 def test_a_new_image_in_a_later_turn(launch: Launch, fresh: Fresh, pages: list[Page]) -> None:
     with launch("--aircache-keep", "0.1", slots=2) as server:
         first = server.text(pages[0].ask())
