@@ -1,4 +1,4 @@
-"""The command line: ``pyaircache ask``, ``pyaircache methods`` and ``pyaircache info``.
+"""The command line: ``pyaircache ask``, ``methods``, ``info`` and ``serve``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong usage or argument, 130 Ctrl-C, 1 any other
 error.
@@ -24,6 +24,7 @@ from .chat import Chat
 from .errors import ArgumentError, EngineError, PyAircacheError
 from .images import Picture
 from .method import ALLOCATIONS, Method
+from .serve import serve as start_server
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -222,6 +223,17 @@ def info(model: str, mmproj: str | None, as_json: bool, verbose: bool) -> None:
     for name, value in fields.items():
         if name != "why_not" or value:
             click.echo(f"{name.replace('_', ' '):<20} {_shown(value)}")
+
+
+@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def serve(options: tuple[str, ...]) -> None:
+    """Answer OpenAI clients: start the bundled llama-server with OPTIONS, its own (--help shows them).
+
+    Without --model it serves the small bundled one; a projector in the model's folder is found.
+    --aircache-keep 0.1 compresses what images leave in the cache.
+    """
+    start_server(options)
 
 
 def _shown(value: bool | int | str) -> str:

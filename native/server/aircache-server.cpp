@@ -1,0 +1,367 @@
+#include "aircache-server.h"
+
+#include "server-common.h"
+
+#include "common.h"
+#include "log.h"
+#include "mtmd.h"
+#include "src/llama-ext.h"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+
+static constexpr size_t EMBDS_MAX_BYTES = 256ull*1024*1024;
+
+//
+// what can be asked for
+//
+
+std::string server_aircache_refusal(const common_params & params, llama_context * ctx_tgt, const llama_context * ctx_dft) {
+    if (params.kv_unified && params.n_parallel > 1) {
+        return "--kv-unified with " + std::to_string(params.n_parallel) + " slots: every slot needs a stream of its own "
+            "(use --no-kv-unified, or -np 1)";
+    }
+    if (ctx_dft && llama_get_ctx_other(const_cast<llama_context *>(ctx_dft)) == ctx_tgt) {
+        return "--spec-type: this draft model works on the cells of the target model";
+    }
+    if (llama_aircache_supported(ctx_tgt) != LLAMA_AIRCACHE_OK) {
+        return llama_aircache_error();
+    }
+    return "";
+}
+
+void server_aircache_check(const common_params & params, const common_params_aircache & wanted) {
+    const auto method = wanted.resolve();
+    if (!wanted.active()) {
+        return;
+    }
+    if (!params.aircache_refused.empty()) {
+        throw std::invalid_argument("aircache_keep cannot be less than 1 here: " + params.aircache_refused);
+    }
+    if (method.window == LLAMA_AIRCACHE_WINDOW_ALL && params.n_parallel > 1) {
+        throw std::invalid_argument("aircache_window 'all'" + (wanted.window.empty() ? " (of aircache_method '" + wanted.method + "')" : "") +
+            " needs a server with one slot (-np 1), this one has " + std::to_string(params.n_parallel));
+    }
+}
+
+void server_aircache_read(common_params_aircache & params, const std::string & field, const common_json & value) {
+    if (field == "aircache_keep" || field == "aircache_alpha") {
+        if (!value.is_number()) {
+            throw std::invalid_argument("must be a number");
+        }
+        const double number = value.get<double>();
+        field == "aircache_keep" ? params.set_keep(number) : params.set_alpha(number);
+        return;
+    }
+    if (!value.is_string()) {
+        throw std::invalid_argument("must be a string");
+    }
+    if (field == "aircache_method") { // another method brings parts of its own
+        params.alpha = 0.0f;
+        params.window.clear();
+        params.allocation.clear();
+    }
+    params.set(field, value.get<std::string>());
+}
+
+//
+// prompts
+//
+
+namespace {
+
+struct media {
+    size_t idx; // of its first token
+    const mtmd_input_chunk * chunk;
+
+    bool   is_image() const { return mtmd_input_chunk_get_type(chunk) == MTMD_INPUT_CHUNK_TYPE_IMAGE; }
+    size_t end()      const { return idx + mtmd_input_chunk_get_n_tokens(chunk); }
+};
+
+std::vector<media> list_media(const server_tokens & tokens) {
+    std::vector<media> res;
+    for (size_t i = 0; i < tokens.size(); ) {
+        if (tokens[i] != LLAMA_TOKEN_NULL) {
+            ++i;
+            continue;
+        }
+        res.push_back({ i, tokens.find_chunk(i).get() });
+        i = res.back().end();
+    }
+    return res;
+}
+
+// Images at and behind token `from` that are to be compressed. With sound in the prompt none are: its tokens are
+// neither text that observes nor cells that can be dropped.
+std::vector<media> list_wanted(const server_tokens & prompt, size_t from, const common_params_aircache & wanted) {
+    if (!wanted.active()) {
+        return {};
+    }
+    auto res = list_media(prompt);
+    if (!std::all_of(res.begin(), res.end(), [](const media & m) { return m.is_image(); })) {
+        return {};
+    }
+    res.erase(res.begin(), std::find_if(res.begin(), res.end(), [&](const media & m) { return m.idx >= from; }));
+    return res;
+}
+
+// columns of an image's tokens, 0 when they are in no grid
+int32_t token_columns(const mtmd_context * mctx, const mtmd_input_chunk * chunk) {
+    if (!mtmd_decode_use_mrope(mctx)) {
+        return 0;
+    }
+    const auto * image = mtmd_input_chunk_get_tokens_image(chunk);
+
+    int32_t nx = 0;
+    int32_t ny = 0;
+    const int32_t n = mtmd_input_chunk_get_n_tokens(chunk);
+    for (int32_t i = 0; i < n; ++i) {
+        const auto pos = mtmd_image_tokens_get_decoder_pos(image, 0, i);
+        nx = std::max<int32_t>(nx, pos.x + 1);
+        ny = std::max<int32_t>(ny, pos.y + 1);
+    }
+    return nx*ny == n ? nx : 0;
+}
+
+// 1 for the text tokens behind the first of the images that belong to the chat template: control tokens, and after an
+// image all from the end of the user's turn on
+std::vector<uint8_t> find_template(const llama_vocab * vocab, const server_tokens & prompt, const std::vector<media> & images) {
+    std::vector<uint8_t> res;
+    bool tail = false;
+    for (size_t i = images.front().idx; i < prompt.size(); ++i) {
+        if (prompt[i] == LLAMA_TOKEN_NULL) {
+            tail = false;
+            continue;
+        }
+        tail |= llama_vocab_is_eog(vocab, prompt[i]);
+        res.push_back(tail || llama_vocab_is_control(vocab, prompt[i]));
+    }
+    return res;
+}
+
+void check(int32_t status) {
+    if (status != LLAMA_AIRCACHE_OK) {
+        throw std::runtime_error(llama_aircache_error());
+    }
+}
+
+} // namespace
+
+size_t server_aircache_reusable(const server_tokens & cached, const server_prompt_aircache & compressed,
+        const server_tokens & prompt, const common_params_aircache & wanted) {
+    const size_t n_common = cached.get_common_prefix(prompt);
+
+    if (compressed.n_tokens > 0) {
+        // not at n_common == n_tokens: the first token of the answer comes from the cells of the whole image
+        const bool goes_on = n_common > compressed.n_tokens && wanted == compressed.params;
+        if (!goes_on) {
+            return 0;
+        }
+    }
+
+    const auto images = list_wanted(prompt, compressed.n_tokens, wanted);
+    return images.empty() ? n_common : std::min(n_common, images.front().idx);
+}
+
+int64_t server_prompt_aircache::kv_bytes_now(size_t n_tokens_now) const {
+    return kv_bytes + ((int64_t) n_tokens_now - (int64_t) n_tokens)*kv_bytes_cell;
+}
+
+int32_t server_prompt_aircache::clamp(int32_t n_past) {
+    if (n_tokens == 0 || n_past >= (int32_t) n_tokens) {
+        return n_past;
+    }
+    *this = {};
+    return 0;
+}
+
+common_json server_prompt_aircache::to_json(size_t n_tokens_now) const {
+    return common_json {
+        {"n_tokens_compressed", n_tokens},
+        {"visual_tokens",       n_visual},
+        {"kept_tokens",         n_kept},
+        {"keep",                params.resolve().keep},
+        {"method",              params.method},
+        {"n_cells",             n_cells + (int64_t) n_tokens_now - (int64_t) n_tokens},
+        {"kv_bytes_full",       (int64_t) n_tokens_now*kv_bytes_cell},
+        {"kv_bytes",            kv_bytes_now(n_tokens_now)},
+    };
+}
+
+common_json server_aircache_stats::to_json() const {
+    common_json res = {
+        {"visual_tokens", n_visual},
+        {"kept_tokens",   n_kept},
+        {"keep",          keep},
+        {"method",        method},
+        {"ms",            ms},
+        {"kv_bytes_full", kv_bytes_full},
+        {"kv_bytes",      kv_bytes},
+    };
+    if (!error.empty()) {
+        res["error"] = error;
+    }
+    return res;
+}
+
+server_aircache_stats server_aircache_continued(const server_prompt_aircache & compressed, size_t n_tokens_now) {
+    server_aircache_stats res;
+    res.set      = true;
+    res.n_visual = compressed.n_visual;
+    res.n_kept   = compressed.n_kept;
+    res.keep     = compressed.params.resolve().keep;
+    res.method   = compressed.params.method;
+    res.kv_bytes = compressed.kv_bytes_now(n_tokens_now);
+    res.kv_bytes_full = (int64_t) n_tokens_now*compressed.kv_bytes_cell;
+    return res;
+}
+
+//
+// observe, compress
+//
+
+bool server_aircache_observer::observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx,
+        const server_tokens & prompt, size_t n_past, const common_params_aircache & wanted) {
+    const auto images = observing ? std::vector<media>() : list_wanted(prompt, n_past, wanted);
+    if (images.empty()) {
+        return true;
+    }
+
+    std::vector<llama_aircache_span> spans;
+    for (const auto & image : images) {
+        const llama_pos p0 = prompt.pos_next(image.idx);
+        spans.push_back({ p0, p0 + mtmd_input_chunk_get_n_pos(image.chunk), token_columns(mctx, image.chunk) });
+    }
+    const auto method      = wanted.resolve();
+    const auto is_template = find_template(llama_model_get_vocab(llama_get_model(ctx)), prompt, images);
+
+    observing = llama_aircache_observe(ctx, seq, spans.data(), spans.size(), prompt.pos_next(), &method, is_template.data()) == LLAMA_AIRCACHE_OK;
+    if (!observing) {
+        LOG_ERR("slot %d: its prompt cannot be observed: %s\n", seq, llama_aircache_error());
+    }
+    return observing;
+}
+
+// budgets and kept cells; returns the number of kept cells in all layers
+static size_t choose_and_evict(llama_context * ctx, llama_seq_id seq, const llama_aircache_method & method, int32_t n_layer, int32_t n_visual) {
+    std::vector<float>   scores((size_t) n_layer*n_visual);
+    std::vector<double>  alive(n_layer);
+    std::vector<int32_t> budgets(n_layer);
+
+    const bool need_alive = method.allocation == LLAMA_AIRCACHE_ALLOC_VL;
+    check(llama_aircache_score(ctx, seq, &method, scores.data(), nullptr, need_alive ? alive.data() : nullptr));
+    check(llama_aircache_allocate(&method, scores.data(), need_alive ? alive.data() : nullptr, n_layer, n_visual, budgets.data(), nullptr, nullptr));
+
+    std::vector<int32_t> kept(std::accumulate(budgets.begin(), budgets.end(), (size_t) 0));
+    check(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), method.rank, kept.data()));
+    check(llama_aircache_evict(ctx, seq, budgets.data(), kept.data(), method.merge, false));
+    return kept.size();
+}
+
+std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observer::compress(llama_context * ctx, llama_seq_id seq,
+        size_t n_tokens, const server_prompt_aircache & before, const common_params_aircache & wanted) {
+    const int64_t t_start = llama_time_us();
+
+    server_prompt_aircache res = before;
+    std::string error;
+    try {
+        int32_t n_layer;
+        int32_t n_visual;
+        check(llama_aircache_dims(ctx, seq, &n_layer, &n_visual, nullptr));
+        const size_t n_kept = choose_and_evict(ctx, seq, wanted.resolve(), n_layer, n_visual);
+        observing = false;
+
+        llama_aircache_seq_stats stats;
+        check(llama_aircache_stats(ctx, seq, &stats));
+
+        res.n_tokens  = n_tokens;
+        res.params    = wanted;
+        res.n_visual += n_visual;
+        res.n_kept   += (double) n_kept/n_layer;
+        res.n_cells   = stats.n_cells;
+        res.kv_bytes  = stats.kv_bytes;
+        res.kv_bytes_cell = stats.kv_bytes_cell;
+    } catch (const std::exception & e) {
+        error = e.what();
+        LOG_ERR("slot %d: its images are not compressed: %s\n", seq, error.c_str());
+        end(ctx, seq);
+        res = before;
+    }
+
+    auto timings = server_aircache_continued(res, n_tokens);
+    timings.keep   = wanted.resolve().keep;
+    timings.method = wanted.method;
+    timings.ms     = (llama_time_us() - t_start)/1000.0;
+    timings.error  = error;
+    return { res, timings };
+}
+
+void server_aircache_observer::end(llama_context * ctx, llama_seq_id seq) {
+    if (observing) {
+        llama_aircache_clear(ctx, seq);
+        observing = false;
+    }
+}
+
+//
+// embeddings
+//
+
+// Tiles of a picture share its id, so they are told apart by their order. Empty: the chunk has no id.
+std::string server_aircache_embds::key(const server_tokens & prompt, size_t idx) {
+    const auto id_of = [](const mtmd_input_chunk * chunk) {
+        const char * id = mtmd_input_chunk_get_id(chunk);
+        return std::string(id ? id : "");
+    };
+
+    const mtmd_input_chunk * chunk = prompt.find_chunk(idx).get();
+    const auto id = id_of(chunk);
+    if (id.empty()) {
+        return "";
+    }
+    int32_t nth = 0;
+    for (const auto & m : list_media(prompt)) {
+        nth += m.idx < idx && id_of(m.chunk) == id;
+    }
+    return id + "/" + std::to_string(nth) + "/" + std::to_string(mtmd_input_chunk_get_n_tokens(chunk));
+}
+
+bool server_aircache_embds::contains(const server_tokens & prompt, size_t idx) const {
+    return index.count(key(prompt, idx)) > 0;
+}
+
+float * server_aircache_embds::take(const server_tokens & prompt, size_t idx) {
+    const auto it = index.find(key(prompt, idx));
+    if (it == index.end()) {
+        return nullptr;
+    }
+    entries.splice(entries.begin(), entries, it->second);
+    n_reused++;
+    return it->second->embd.data();
+}
+
+void server_aircache_embds::store(mtmd_batch * batch, const server_tokens & prompt, size_t n_embd) {
+    for (const auto & m : list_media(prompt)) {
+        const float * embd = mtmd_batch_get_output_embd(batch, m.chunk);
+        const auto    name = key(prompt, m.idx);
+        const size_t  n    = mtmd_input_chunk_get_n_tokens(m.chunk)*n_embd;
+        if (!embd || name.empty() || index.count(name) || n*sizeof(float) > EMBDS_MAX_BYTES) {
+            continue;
+        }
+        entries.push_front({ name, { embd, embd + n } });
+        index[name] = entries.begin();
+        n_bytes += n*sizeof(float);
+    }
+    while (n_bytes > EMBDS_MAX_BYTES) {
+        n_bytes -= entries.back().embd.size()*sizeof(float);
+        index.erase(entries.back().key);
+        entries.pop_back();
+    }
+}
+
+void server_aircache_embds::clear() {
+    entries.clear();
+    index.clear();
+    n_bytes = 0;
+}

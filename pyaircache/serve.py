@@ -1,0 +1,79 @@
+"""``pyaircache serve``: the bundled llama-server, with the bundled model unless another is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from . import _ffi, _files
+from .errors import EngineError
+
+SERVER = "llama-server"
+_MODEL = ("-m", "--model")
+_ELSEWHERE = ("-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo", "--models-dir")
+_ELSEWHERE_ENV = ("LLAMA_ARG_HF", "LLAMA_ARG_MODEL_", "LLAMA_ARG_DOCKER", "LLAMA_ARG_MODELS")
+_MMPROJ = ("-mm", "--mmproj", "-mmu", "--mmproj-url", "--no-mmproj")
+_ANSWERS = ("-h", "--help", "--usage", "--version", "--list-devices", "-cl", "--cache-list", "--completion-bash")
+
+
+def find_server() -> Path:
+    """Path of llama-server: in the folder ``PYAIRCACHE_BIN``, else in the package's ``bin`` folder.
+
+    Raises:
+        EngineError: It is in none of these places.
+    """
+    override = os.environ.get("PYAIRCACHE_BIN")
+    folders = [Path(override)] if override else [folder / "bin" for folder in _ffi.package_dirs()]
+    for folder in folders:
+        if (folder / SERVER).is_file():
+            return folder / SERVER
+    places = ", ".join(map(str, folders))
+    raise EngineError(f"{SERVER} was not found in {places}; reinstall pyaircache, or set PYAIRCACHE_BIN to its folder")
+
+
+def command(args: Sequence[str]) -> list[str]:
+    """The command line of llama-server: its own options, and the model files where they are not named.
+
+    Raises:
+        EngineError: There is no llama-server.
+        ModelNotFoundError: A file does not exist.
+        ModelError: A file is not a GGUF.
+        ProjectorError: Several projectors fit equally well.
+    """
+    line = [str(find_server()), *args]
+    if _given(args, _ANSWERS) or _given(args, _ELSEWHERE):
+        return line
+    model = _value(args, _MODEL) or os.environ.get("LLAMA_ARG_MODEL")
+    if model is None and any(name.startswith(_ELSEWHERE_ENV) for name in os.environ):
+        return line
+    if model is not None and (_given(args, _MMPROJ) or "LLAMA_ARG_MMPROJ" in os.environ):
+        return line
+    model_path, mmproj_path = _files.resolve(model, None)
+    if model is None:
+        line += ["--model", str(model_path)]
+    if mmproj_path is not None and not _given(args, _MMPROJ):
+        line += ["--mmproj", str(mmproj_path)]
+    return line
+
+
+def serve(args: Sequence[str]) -> NoReturn:
+    """Becomes llama-server: signals reach it, and its exit code is this process's.
+
+    Raises:
+        See `command`.
+    """
+    line = command(args)
+    os.execv(line[0], line)
+
+
+def _given(args: Sequence[str], names: Sequence[str]) -> bool:
+    return any(arg.split("=", 1)[0] in names for arg in args)
+
+
+def _value(args: Sequence[str], names: Sequence[str]) -> str | None:
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if arg in names:
+            return following
+    return None
