@@ -4,7 +4,8 @@
 
 Four columns: unpatched, ours, ours with LLAMA_ARG_AIRCACHE_KEEP=1.0, and with 0.1. No hub is needed: the presets are
 given the bundled model, so tests that expect another model's numbers fail, in all columns alike. With --mmproj every
-server gets the projector too, so that in the last column compression is on for these text-only requests.
+server gets the projector too, so that in the last column compression is on for these text-only requests; tests that
+start with --kv-unified and several slots then fail there, because that is refused.
 """
 
 from __future__ import annotations
