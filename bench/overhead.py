@@ -14,12 +14,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import bench_common
+import click
 import numpy as np
 from bench_common import Settings
 
+from pyaircache import _policy
 from pyaircache._engine import Engine
 from pyaircache._structs import Method
 
@@ -28,15 +31,15 @@ RESERVE = 16  # cells kept free behind the prompt
 Parts = dict[str, float]  # milliseconds of one prompt; counts of its tokens
 
 
-def measure(engine: Engine, text: str, pictures: list[np.ndarray], keep: float, observe: bool) -> Parts:
-    """One prompt: milliseconds of its parts. Compresses only when observing."""
+def measure(engine: Engine, text: str, pictures: list[np.ndarray], method: Method | None) -> Parts:
+    """One prompt: milliseconds of its parts. Observes and compresses with the method; None: neither."""
     engine.reset()
-    prompt = engine.prompt(text, pictures, reserve=RESERVE, observe=observe)
+    prompt = engine.prompt(text, pictures, reserve=RESERVE, observe=method or False)
     parts = {"prefill": prompt.ms_prefill, "encode": prompt.ms_encode}
     parts |= {"tokens": prompt.n_tokens, "visual": prompt.n_visual}
-    if observe:
+    if method is not None:
         started = time.perf_counter()
-        _, done = engine.compress(Method(keep))
+        _, done = engine.compress(method)
         wall = 1e3 * (time.perf_counter() - started)
         parts |= {"score": done.ms_score, "evict": done.ms_evict, "compress": wall}
     return parts
@@ -72,21 +75,29 @@ def noise(plain: Sequence[float]) -> float:
 
 
 @bench_common.command(visual=4096)
-def main(settings: Settings) -> None:
+@click.option("--method", "name", default="aircache", help="A named method of the engine.")
+def main(settings: Settings, name: str) -> None:
     """Measure the overhead of observe + score + evict as a share of the prefill."""
+    method = Method(settings.keep)
+    if name != "aircache":
+        known = _policy.named_methods()
+        if name not in known:
+            raise click.UsageError(f"--method must be one of {', '.join(known)}, got {name}")
+        method = replace(known[name], keep=settings.keep)
     machine = bench_common.machine()
     pictures = bench_common.pictures(settings.visual)
     rounds: list[tuple[Parts, Parts]] = []
     with settings.engine(RESERVE) as engine:
         text = bench_common.user_turn(engine, len(pictures))
         for i in bench_common.progress(range(settings.rounds + 1), "rounds"):
-            sides = {on: measure(engine, text, pictures, settings.keep, on) for on in (i % 2 == 0, i % 2 != 0)}
+            order = (i % 2 == 0, i % 2 != 0)
+            sides = {on: measure(engine, text, pictures, method if on else None) for on in order}
             rounds.append((sides[False], sides[True]))
     rounds.pop(0)  # warm-up
 
     figures = summary(rounds)
     first = rounds[0][1]
-    what = f"{first['visual']} visual of {first['tokens']} tokens, keep {settings.keep}"
+    what = f"{first['visual']} visual of {first['tokens']} tokens, {name}, keep {settings.keep}"
     rows = [["", "median", "min", "max"]]
     rows += [[name, *(f"{values[k]:.2f}" for k in ("median", "min", "max"))] for name, values in figures.items()]
     print(bench_common.head(settings, what, machine), bench_common.table(rows), sep="\n\n")
@@ -97,7 +108,7 @@ def main(settings: Settings) -> None:
         "machine": machine,
         "settings": settings.to_dict(),
     }
-    data |= {"figures": figures, "rounds": rounds}
+    data |= {"method": name, "figures": figures, "rounds": rounds}
     bench_common.write_json(settings.json_path, data)
 
 

@@ -2,9 +2,9 @@
 
     python bench/server_soak.py --server build/bin/llama-server [--requests 500] [--slots 4]
 
-Every request asks about one of several pages with one of several keeps, some streamed, some cancelled, some follow-ups
-or without an image. Right is what a server with one slot, which has seen nothing but that conversation, answers; the
-text model is run in F32, so that batching cannot change an answer. Linux: memory is read from /proc.
+Every request asks about one of several pages with one of several keeps, some streamed, some cancelled. Right is what a
+server with one slot, which has seen nothing but that conversation, answers; the text model is run in F32, so that
+batching cannot change an answer. Linux: memory is read from /proc.
 """
 
 from __future__ import annotations
