@@ -1,6 +1,8 @@
 // A prompt's life: tokenise, check that it fits, encode the images, prefill; then token by token.
 #include "engine.h"
 
+#include "aircache-mtmd.h"
+
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -69,25 +71,6 @@ std::vector<chunk> list_chunks(const mtmd_input_chunks * chunks) {
         res.push_back(std::move(cur));
     }
     return res;
-}
-
-// columns and rows of an image's tokens; {0, 0} when they are in no grid
-std::pair<int32_t, int32_t> token_grid(const mtmd_context * vision, const mtmd_input_chunk * media) {
-    if (!mtmd_decode_use_mrope(vision)) {
-        return { 0, 0 };
-    }
-
-    const auto * image = mtmd_input_chunk_get_tokens_image(media);
-
-    int32_t nx = 0;
-    int32_t ny = 0;
-    const int32_t n = mtmd_input_chunk_get_n_tokens(media);
-    for (int32_t i = 0; i < n; ++i) {
-        const auto pos = mtmd_image_tokens_get_decoder_pos(image, 0, i);
-        nx = std::max<int32_t>(nx, pos.x + 1);
-        ny = std::max<int32_t>(ny, pos.y + 1);
-    }
-    return nx*ny == n ? std::make_pair(nx, ny) : std::make_pair(0, 0);
 }
 
 std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const char * text, bool add_special) {
@@ -181,7 +164,7 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
 
     for (const auto & c : chunks) {
         if (c.media) {
-            const auto [nx, ny] = token_grid(vision.get(), c.media);
+            const auto [nx, ny] = aircache_token_grid(vision.get(), c.media);
             // tiled models make several chunks of one picture, all with the picture's id
             const char * id = mtmd_input_chunk_get_id(c.media);
             const int32_t image = id ? atoi(id) : n_media;

@@ -2,9 +2,9 @@
 
 #include "server-common.h"
 
+#include "aircache-mtmd.h"
 #include "common.h"
 #include "log.h"
-#include "mtmd.h"
 #include "src/llama-ext.h"
 
 #include <algorithm>
@@ -104,24 +104,6 @@ std::vector<media> list_wanted(const server_tokens & prompt, size_t from, const 
     }
     res.erase(res.begin(), std::find_if(res.begin(), res.end(), [&](const media & m) { return m.idx >= from; }));
     return res;
-}
-
-// columns of an image's tokens, 0 when they are in no grid
-int32_t token_columns(const mtmd_context * mctx, const mtmd_input_chunk * chunk) {
-    if (!mtmd_decode_use_mrope(mctx)) {
-        return 0;
-    }
-    const auto * image = mtmd_input_chunk_get_tokens_image(chunk);
-
-    int32_t nx = 0;
-    int32_t ny = 0;
-    const int32_t n = mtmd_input_chunk_get_n_tokens(chunk);
-    for (int32_t i = 0; i < n; ++i) {
-        const auto pos = mtmd_image_tokens_get_decoder_pos(image, 0, i);
-        nx = std::max<int32_t>(nx, pos.x + 1);
-        ny = std::max<int32_t>(ny, pos.y + 1);
-    }
-    return nx*ny == n ? nx : 0;
 }
 
 // 1 for the text tokens behind the first of the images that belong to the chat template: control tokens, and after an
@@ -231,7 +213,7 @@ bool server_aircache_observer::observe(llama_context * ctx, llama_seq_id seq, co
     std::vector<llama_aircache_span> spans;
     for (const auto & image : images) {
         const llama_pos p0 = prompt.pos_next(image.idx);
-        spans.push_back({ p0, p0 + mtmd_input_chunk_get_n_pos(image.chunk), token_columns(mctx, image.chunk) });
+        spans.push_back({ p0, p0 + mtmd_input_chunk_get_n_pos(image.chunk), aircache_token_grid(mctx, image.chunk).first });
     }
     const auto method      = wanted.resolve();
     const auto is_template = find_template(llama_model_get_vocab(llama_get_model(ctx)), prompt, images);
