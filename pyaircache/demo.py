@@ -12,11 +12,9 @@ from ._files import bundled_dir
 KEEPS = (1.0, 0.5, 0.25, 0.10)
 HEATMAP = "heatmap.png"
 
-# Measured on the CPU with the model's 40 sample pages, of which the package holds a few.
 CAVEAT = """\
-This bundled model is tiny and suffers from compression much more than real models do.
-Whatever this one page shows, of 40 such pages it reads 39 right with the whole cache, 23 at keep 0.5, 10 at 0.25 and
-6 at 0.10; its model card says why."""
+This bundled model is tiny and suffers from compression much more than real models do in the paper.
+One page shows little: docs/quality.md has a table over 200 fresh pages, and the model's card says why."""
 
 
 def sample(folder: Path) -> tuple[Path, str, str]:

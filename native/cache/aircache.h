@@ -14,6 +14,7 @@
 
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -23,6 +24,12 @@ class llama_io_write_i;
 
 // flag in the stream count of a saved state: zones follow (llama_kv_cache::state_write)
 #define LLAMA_AIRCACHE_STATE_FLAG 0x80000000u
+
+// why a call is refused; carries an enum llama_aircache_status to the C border
+struct llama_aircache_failure : std::runtime_error {
+    int32_t status;
+    llama_aircache_failure(int32_t status, const char * message) : std::runtime_error(message), status(status) {}
+};
 
 // the compressed region of one stream; atomic: its cells are removed, copied and shifted together
 struct llama_aircache_zone {
@@ -110,7 +117,7 @@ public:
 
     cell_list cells(llama_seq_id seq) const;
 
-    // throws when text was not decoded
+    // throws llama_aircache_failure when text was not decoded
     void check_complete(llama_seq_id seq) const;
 
     //
@@ -134,7 +141,7 @@ public:
         uint32_t end = 0;
     };
 
-    // throws std::runtime_error with the reason when the stream cannot be compressed
+    // throws llama_aircache_failure when the stream cannot be compressed
     layout plan(llama_seq_id seq, const int32_t * budgets, const int32_t * kept, double merge_share) const;
 
     // rewrite the table after the rows were moved

@@ -31,6 +31,8 @@ template <typename F>
 static int32_t guarded(F && f) {
     try {
         return f();
+    } catch (const llama_aircache_failure & e) {
+        return fail(e.status, "%s", e.what());
     } catch (const std::invalid_argument & e) {
         return fail(LLAMA_AIRCACHE_ARGUMENT, "%s", e.what());
     } catch (const std::bad_alloc &) {
@@ -298,13 +300,24 @@ int32_t llama_aircache_evict(llama_context * ctx, llama_seq_id seq, const int32_
             }
         }
 
+        air->check_complete(seq);
+
         if (cur - kept == (ptrdiff_t) air->n_layer()*n_visual) {
             // everything is kept: leave the cache, and with it every bit of what follows, as it is
         } else if (mask_only) {
             air->hide(seq, budgets, kept);
         } else {
             const auto lay = air->plan(seq, budgets, kept, merge);
-            llama_aircache_run_evict(ctx, *air, seq, lay);
+            try {
+                llama_aircache_run_evict(ctx, *air, seq, lay);
+            } catch (const std::bad_alloc &) {
+                throw; // nothing has moved yet
+            } catch (...) {
+                // some rows may have moved: what the table says of the sequence is no longer true
+                air->forget(seq);
+                llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1);
+                throw;
+            }
             air->commit(seq, lay);
         }
         air->forget(seq);

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <map>
-#include <stdexcept>
 
 //
 // cells
@@ -55,7 +54,7 @@ void llama_aircache::check_complete(llama_seq_id seq) const {
     }
 
     if (std::find(have.begin(), have.end(), 0) != have.end()) {
-        throw std::runtime_error("the observed prompt was not decoded completely");
+        throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the observed prompt was not decoded completely");
     }
 }
 
@@ -71,7 +70,7 @@ llama_aircache::layout llama_aircache::plan(llama_seq_id seq, const int32_t * bu
     const auto   visual = cells(seq).visual;
 
     if (!zone.hidden.empty()) {
-        throw std::runtime_error("the sequence holds a mask-only compression");
+        throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the sequence holds a mask-only compression");
     }
 
     std::vector<uint8_t> drop(table.size(), 0);
@@ -86,7 +85,8 @@ llama_aircache::layout llama_aircache::plan(llama_seq_id seq, const int32_t * bu
             continue;
         }
         if (!table.seq_has(i, seq) || table.seq_count(i) != 1) {
-            throw std::runtime_error("several sequences share this cache stream: use one stream per sequence (kv_unified = false)");
+            throw llama_aircache_failure(LLAMA_AIRCACHE_UNSUPPORTED,
+                    "several sequences share this cache stream: use one stream per sequence (kv_unified = false)");
         }
         if (i >= zone.end && !drop[i]) {
             res.common.push_back(i);
@@ -174,7 +174,7 @@ void llama_aircache::hide(llama_seq_id seq, const int32_t * budgets, const int32
     auto & zone = zones[kv.seq_to_stream[seq]];
 
     if (!zone.empty() && zone.hidden.empty()) {
-        throw std::runtime_error("the sequence was compressed by moving before: mask-only cannot follow");
+        throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the sequence was compressed by moving before: mask-only cannot follow");
     }
 
     const auto & obs    = *observers.at(seq);

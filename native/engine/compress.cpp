@@ -67,7 +67,14 @@ void pac_engine::evict(const int32_t * new_budgets, const int32_t * new_kept, do
 
     int32_t n_layer;
     pac_check(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, nullptr));
-    pac_check(llama_aircache_evict(ctx.get(), 0, new_budgets, new_kept, merge, mask_only));
+
+    const int32_t status = llama_aircache_evict(ctx.get(), 0, new_budgets, new_kept, merge, mask_only);
+    if (status == LLAMA_AIRCACHE_COMPUTE) {
+        const std::string message = llama_aircache_error();
+        reset(); // a backend failed while rows were moved: the sequence is gone
+        throw pac_error(PAC_ERR_COMPUTE, message + "; the conversation was reset");
+    }
+    pac_check(status);
     observed = false;
 
     const auto after = seq_stats(ctx.get());

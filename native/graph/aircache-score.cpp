@@ -9,7 +9,6 @@
 #include <cmath>
 #include <map>
 #include <numeric>
-#include <stdexcept>
 
 namespace {
 
@@ -188,7 +187,7 @@ struct scorer {
         for (auto c = cells.visual.end() - n; c != cells.visual.end(); ++c) {
             const auto at = std::find(obs.last_cell.begin(), obs.last_cell.end(), c->i);
             if (at == obs.last_cell.end()) {
-                throw std::runtime_error("the last visual tokens were not observed with this window");
+                throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the last visual tokens were not observed with this window");
             }
             res.push_back(obs.n_text + (at - obs.last_cell.begin()));
         }
@@ -277,7 +276,7 @@ struct scorer {
         for (size_t i = 0; i < obs.spans.size(); ++i) {
             const int32_t nx = obs.spans[i].nx;
             if (method.pool && method.pool_2d && (nx < 1 || cells.n_visual[i] % nx != 0)) {
-                throw std::runtime_error("2-D pooling needs images whose tokens form a grid");
+                throw llama_aircache_failure(LLAMA_AIRCACHE_UNSUPPORTED, "2-D pooling needs images whose tokens form a grid");
             }
             res.push_back({ first, cells.n_visual[i], nx });
             first += cells.n_visual[i];
@@ -304,7 +303,7 @@ struct scorer {
 
         if (method.window == LLAMA_AIRCACHE_WINDOW_ALL) {
             if (!obs.sum) {
-                throw std::runtime_error("the prompt was not observed with the window of all tokens");
+                throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the prompt was not observed with the window of all tokens");
             }
             summed(scores);
         } else {

@@ -11,7 +11,8 @@
 //   ...                                    // sample the first token from the full cache's logits
 //
 // C-compatible. Nothing throws or aborts across this border: every function returns LLAMA_AIRCACHE_OK or a negative
-// status and leaves a message for llama_aircache_error(). After a failure the context is as it was before the call.
+// status and leaves a message for llama_aircache_error(). After a failure the context is as it was before the call, but for
+// one: when a backend fails in the middle of llama_aircache_evict's moves (COMPUTE), the sequence is removed.
 // Unused, it costs nothing: same graphs, same bytes as an unpatched llama.cpp.
 
 #ifndef LLAMA_AIRCACHE_H

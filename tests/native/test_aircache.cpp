@@ -449,7 +449,7 @@ static void refusals() {
     tokens t = prompt();
     decode(ctx.get(), 0, 0, tokens(t.begin(), t.begin() + 120));
     std::vector<float> scores(90*64);
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) != 0);             // not decoded completely
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == LLAMA_AIRCACHE_STATE); // not decoded completely
     decode(ctx.get(), 0, 120, tokens(t.begin() + 120, t.end()));
     method.keep = 0;
     CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
@@ -471,7 +471,7 @@ static void refusals() {
     prefill(unified.get(), 0);
     decode(unified.get(), 1, 0, random_tokens(10, 1));
     std::vector<int32_t> b1(n_layer, 1), k1(n_layer, 0);
-    CHECK(llama_aircache_evict(unified.get(), 0, b1.data(), k1.data(), 0.0, false) != 0);
+    CHECK(llama_aircache_evict(unified.get(), 0, b1.data(), k1.data(), 0.0, false) == LLAMA_AIRCACHE_UNSUPPORTED);
     CHECK(strstr(llama_aircache_error(), "several sequences"));
     CHECK(llama_aircache_clear(unified.get(), 0) == 0);
     decode(unified.get(), 0, N_PROMPT, { 1 });
