@@ -1,0 +1,74 @@
+"""What training minimises. The answer's next tokens; and, thrown away afterwards, three helpers:
+
+chars       every visual token tells the characters it shows and those of what it belongs to (the label of a value)
+lookahead   the last prompt token tells the whole answer
+foresight   in every layer, text after the question looks where the answer's tokens are going to look
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from zoo.batch import CHARS, IGNORE, OWN_CHARS, Batch
+from zoo.net import Net, Seen
+from zoo.tokens import VOCAB_SIZE
+
+ELITE_ALPHA = 0.9
+
+
+def answer_loss(net: Net, batch: Batch, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of the answers' tokens, and which branches are right as a whole, bool [B, K]."""
+    at = batch.labels != IGNORE
+    logits = net.logits(seen.hidden[at])
+    target = batch.labels[at]
+    wrong = torch.zeros_like(batch.labels, dtype=torch.bool)
+    wrong[at] = logits.argmax(-1) != target
+    return F.cross_entropy(logits, target), ~wrong.any(-1)
+
+
+def chars_loss(net: Net, batch: Batch, seen: Seen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses of a cell's own characters and of its keys, and the share of written cells whose own are all right."""
+    logits = net.linear(seen.features, net.chars).float().unflatten(-1, (-1, len(CHARS)))
+    loss = F.cross_entropy(logits.flatten(0, 2), batch.chars.flatten(), ignore_index=IGNORE, reduction="none")
+    loss = loss.view(batch.chars.shape)
+    written = batch.chars[..., 0] != 0
+    right = (logits.argmax(-1) == batch.chars)[..., :OWN_CHARS].all(-1)
+    weight = torch.where(written, 1.0, 0.2)[..., None]
+    own = (loss[..., :OWN_CHARS] * weight).sum() / weight.sum() / OWN_CHARS
+    keyed = batch.chars[..., OWN_CHARS:] != IGNORE
+    keys = (loss[..., OWN_CHARS:] * keyed).sum() / keyed.sum().clamp(min=1)
+    return own, keys, right[written].float().mean()
+
+
+def lookahead_loss(net: Net, batch: Batch, seen: Seen) -> torch.Tensor:
+    width = seen.hidden.shape[-1]
+    last = seen.hidden.gather(2, batch.last[..., None, None].expand(-1, -1, 1, width))[:, :, 0]
+    logits = net.linear(last, net.ahead).float().view(-1, VOCAB_SIZE)
+    return F.cross_entropy(logits, batch.lookahead.flatten(), ignore_index=IGNORE)
+
+
+def elite(batch: Batch, text: torch.Tensor) -> torch.Tensor:
+    """Elite tokens of one layer, bool [B, K, 1 + L] over vision end and branch."""
+    return text >= ELITE_ALPHA * text.amax(-1, keepdim=True)
+
+
+def foresight_loss(batch: Batch, seen: Seen) -> torch.Tensor:
+    """Cross-entropy between where the answer's tokens look (taken as given) and where the elite tokens and the last
+    prompt token look, as distributions over the visual tokens, mean over heads; mean over layers."""
+    length = batch.ids.shape[-1]
+    index = torch.arange(length)
+    answering = ((index > batch.last[..., None]) & (batch.labels != IGNORE)).float()  # [B, K, L]
+    asking = F.one_hot(batch.last, length).float()
+    total = 0.0
+    for weights, text in zip(seen.visual, seen.text, strict=True):
+        sums = weights.sum(-1, keepdim=True).clamp(min=1e-6)
+        share = weights / sums  # every head's own distribution
+        window = elite(batch, text)[..., 1:].float()  # the vision end token has not seen the question
+        window = window / window.sum(-1, keepdim=True).clamp(min=1)
+        asked = torch.where(window.sum(-1, keepdim=True) > 0, (window + asking) / 2, asking)
+        pair = torch.stack((asked, answering / answering.sum(-1, keepdim=True).clamp(min=1)), 2)  # [B, K, 2, L]
+        mixed = torch.einsum("bhkln,bkjl->bkjn", share, pair.to(share.dtype)).float() / share.shape[1]
+        student, teacher = mixed[:, :, 0], mixed[:, :, 1].detach()
+        total = total - (teacher * (student + 1e-5).log()).sum(-1).mean()
+    return total / len(seen.visual)
