@@ -40,6 +40,7 @@ class Batch:
     last: torch.Tensor  # [B, K], index of the last prompt token in its branch
     lookahead: torch.Tensor  # [B, K, LOOKAHEAD], the answer's tokens
     chars: torch.Tensor  # [B, N, N_CHARS], what a cell shows and belongs to; IGNORE where nothing has to be told
+    where: torch.Tensor  # [B, K, N], bool: the cells that show the answer
     kinds: list[list[str]]  # of the questions
 
 
@@ -91,6 +92,7 @@ def make_batch(
     labels = np.full_like(ids, IGNORE)
     last = np.zeros((n_pages, branches), np.int64)
     lookahead = np.full((n_pages, branches, LOOKAHEAD), IGNORE, np.int64)
+    where = np.zeros((n_pages, branches, rows, columns), bool)
     kinds = []
     for b, page in enumerate(pages):
         order = rng.permutation(len(page.questions))
@@ -103,6 +105,7 @@ def make_batch(
             ids[b, j, : n + m - 1] = prompt + answer[:-1]
             labels[b, j, n - 1 : n + m - 1] = answer
             last[b, j] = n - 1
+            where[b, j, question.row, slice(*question.columns)] = True
             lookahead[b, j, : min(m, LOOKAHEAD)] = answer[:LOOKAHEAD]
     return Batch(
         rows,
@@ -114,5 +117,6 @@ def make_batch(
         torch.from_numpy(last),
         torch.from_numpy(lookahead),
         torch.from_numpy(np.stack([char_targets(page) for page in pages])),
+        torch.from_numpy(where.reshape(n_pages, branches, -1)),
         kinds,
     )

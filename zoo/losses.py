@@ -2,7 +2,9 @@
 
 chars       every visual token tells the characters it shows and those of what it belongs to (the label of a value)
 lookahead   the last prompt token tells the whole answer
-foresight   in every layer, text after the question looks where the answer's tokens are going to look
+pointer     from the third layer on, the end of the question looks at all cells of the answer, and the answer's tokens
+            at some of them. Without it a model that reads letters well still took thousands of steps to find anything,
+            and its last prompt token looked at the first cell of an answer only.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from zoo.net import Net, Seen
 from zoo.tokens import VOCAB_SIZE
 
 ELITE_ALPHA = 0.9
+POINTER_FROM = 2  # layers before it are left alone: they have to find out first what is asked
 
 
 def answer_loss(net: Net, batch: Batch, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,22 +56,27 @@ def elite(batch: Batch, text: torch.Tensor) -> torch.Tensor:
     return text >= ELITE_ALPHA * text.amax(-1, keepdim=True)
 
 
-def foresight_loss(batch: Batch, seen: Seen) -> torch.Tensor:
-    """Cross-entropy between where the answer's tokens look (taken as given) and where the elite tokens and the last
-    prompt token look, as distributions over the visual tokens, mean over heads; mean over layers."""
+def pointer_loss(batch: Batch, seen: Seen) -> torch.Tensor:
+    """Asking tokens (the elite ones of the layer, and the last): cross-entropy between the cells of the answer, all
+    alike, and their attention to visual tokens, mean over heads. Answering tokens: -log of the share that the cells of
+    the answer get of theirs.
+    """
     length = batch.ids.shape[-1]
     index = torch.arange(length)
     answering = ((index > batch.last[..., None]) & (batch.labels != IGNORE)).float()  # [B, K, L]
     asking = F.one_hot(batch.last, length).float()
-    total = 0.0
-    for weights, text in zip(seen.visual, seen.text, strict=True):
-        sums = weights.sum(-1, keepdim=True).clamp(min=1e-6)
-        share = weights / sums  # every head's own distribution
-        window = elite(batch, text)[..., 1:].float()  # the vision end token has not seen the question
-        window = window / window.sum(-1, keepdim=True).clamp(min=1)
-        asked = torch.where(window.sum(-1, keepdim=True) > 0, (window + asking) / 2, asking)
-        pair = torch.stack((asked, answering / answering.sum(-1, keepdim=True).clamp(min=1)), 2)  # [B, K, 2, L]
-        mixed = torch.einsum("bhkln,bkjl->bkjn", share, pair.to(share.dtype)).float() / share.shape[1]
-        student, teacher = mixed[:, :, 0], mixed[:, :, 1].detach()
-        total = total - (teacher * (student + 1e-5).log()).sum(-1).mean()
-    return total / len(seen.visual)
+    where = batch.where.float()
+    target = where / where.sum(-1, keepdim=True)
+    total = torch.zeros(())
+    layers = range(POINTER_FROM, len(seen.visual))
+    for i in layers:
+        weights = seen.visual[i]
+        share = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)  # every head's own distribution
+        window = elite(batch, seen.text[i])[..., 1:].float()  # the vision end token has not seen the question
+        asked = window / window.sum(-1, keepdim=True).clamp(min=1) + asking
+        asked = asked / asked.sum(-1, keepdim=True)
+        looks = torch.einsum("bhkln,bkl->bkn", share, asked.to(share.dtype)).float() / share.shape[1]
+        total = total - (target * (looks + 1e-5).log()).sum(-1).mean()
+        mass = torch.einsum("bhkln,bkn->bkl", share, where.to(share.dtype)).float() / share.shape[1]
+        total = total - 0.5 * ((mass + 1e-4).log() * answering).sum() / answering.sum()
+    return total / len(layers)

@@ -43,6 +43,8 @@ class Question(NamedTuple):
     kind: str
     text: str
     answer: str
+    row: int
+    columns: tuple[int, int]  # cells that show the answer: from, up to
 
 
 @dataclass
@@ -77,7 +79,10 @@ class Page:
         return x if right else x + edges[-1]
 
     def ask(self, kind: str, text: str, answer: str) -> None:
-        self.questions.append(Question(kind, text, answer))
+        """Puts down a question about what was written last with these words."""
+        shown = next(t for t in reversed(self.texts) if t.text == answer)
+        columns = (int(shown.edges[0]) // CELL, min(int(shown.edges[-1]) // CELL + 1, self.columns))
+        self.questions.append(Question(kind, text, answer, shown.row, columns))
 
     def finish(self) -> np.ndarray:
         """The picture with its noise, uint8 [height, width, 3]."""

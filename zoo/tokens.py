@@ -42,7 +42,7 @@ def train_tokenizer(seed: int = 1, n_pages: int = 4000) -> Tokenizer:
     for i in range(n_pages):
         page = new_page(rng, 14, 14)
         list(layouts.LAYOUTS.values())[i % len(layouts.LAYOUTS)](page)
-        lines += [text for _, q, a in page.questions for text in (q, a)]
+        lines += [text for question in page.questions for text in (question.text, question.answer)]
         lines.append("user\nassistant\n")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()

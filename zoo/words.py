@@ -7,7 +7,8 @@ def words(text: str) -> list[str]:
 
 
 FIRST_NAMES = words(
-    "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karen Louis Maria Nadia Oscar Paula Ralph Sonia Tomas Vera"
+    "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karen Louis Maria Nadia Oscar Paula Ralph Sonia Tomas "
+    "Vera"
 )
 LAST_NAMES = words(
     "Adler Baker Costa Drake Evans Fisher Grant Hansen Keller Lopez Meyer Novak Olsen Porter Quinn Rossi Stone Turner "
