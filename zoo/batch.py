@@ -22,9 +22,7 @@ LOOKAHEAD = 8  # answer tokens that the last prompt token has to tell in trainin
 CHARS = " ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:?"
 CHAR_IDS = {c: i for i, c in enumerate(CHARS)}
 OWN_CHARS = 5  # that one cell can show
-KEY_CHARS = 5  # of what it belongs to: two of the first word, three of the second
-KEY2_CHARS = 3
-N_CHARS = OWN_CHARS + KEY_CHARS + KEY2_CHARS
+KEY_WORDS = 3  # two of the label that a cell belongs to, one of its column or sign
 
 
 @dataclass
@@ -39,7 +37,8 @@ class Batch:
     labels: torch.Tensor  # [B, K, L], the next token inside answers, IGNORE elsewhere
     last: torch.Tensor  # [B, K], index of the last prompt token in its branch
     lookahead: torch.Tensor  # [B, K, LOOKAHEAD], the answer's tokens
-    chars: torch.Tensor  # [B, N, N_CHARS], what a cell shows and belongs to; IGNORE where nothing has to be told
+    chars: torch.Tensor  # [B, N, OWN_CHARS], what a cell shows, in CHARS; a space where there is nothing
+    keys: torch.Tensor  # [B, N, KEY_WORDS], tokens of what a cell belongs to; IGNORE where there are none
     where: torch.Tensor  # [B, K, N], bool: the cells that show the answer
     kinds: list[list[str]]  # of the questions
 
@@ -52,30 +51,23 @@ def patchify(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.reshape(b, -1, 588))
 
 
-def key_chars(key: str, n: int) -> list[int]:
-    first, _, second = key.partition(" ")
-    text = (first[:2].ljust(2) + second[:3]).ljust(5) if n == KEY_CHARS else key.ljust(n)
-    return [CHAR_IDS[c] for c in text[:n]]
-
-
-def char_targets(page: Page) -> np.ndarray:
-    """[N, N_CHARS]: the characters with their centre in a cell, and the key of the text that has the most of them."""
-    target = np.full((page.rows, page.columns, N_CHARS), IGNORE, np.int64)
-    target[..., :OWN_CHARS] = CHAR_IDS[" "]
+def cell_targets(page: Page, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """[N, OWN_CHARS]: the characters with their centre in a cell; [N, KEY_WORDS]: what its text belongs to."""
+    chars = np.full((page.rows, page.columns, OWN_CHARS), CHAR_IDS[" "], np.int64)
+    keys = np.full((page.rows, page.columns, KEY_WORDS), IGNORE, np.int64)
     filled = np.zeros((page.rows, page.columns), np.int64)
     for text in page.texts:
-        keys = key_chars(text.key, KEY_CHARS) + key_chars(text.key2, KEY2_CHARS) if text.key else None
+        words = [*text.key.split()[:2], None, None][:2] + [text.key2 or None]
+        key = [IGNORE if w is None else vocabulary.encode(" " + w)[0] for w in words]
         for i, char in enumerate(text.text):
             column = int((text.edges[i] + text.edges[i + 1]) / 2) // CELL
             if char == " " or not 0 <= column < page.columns:
                 continue
-            cell = target[text.row, column]
             if filled[text.row, column] < OWN_CHARS:
-                cell[filled[text.row, column]] = CHAR_IDS[char]
+                chars[text.row, column, filled[text.row, column]] = CHAR_IDS[char]
                 filled[text.row, column] += 1
-            if keys is not None:
-                cell[OWN_CHARS:] = keys
-    return target.reshape(-1, N_CHARS)
+            keys[text.row, column] = key
+    return chars.reshape(-1, OWN_CHARS), keys.reshape(-1, KEY_WORDS)
 
 
 def make_batch(
@@ -107,6 +99,7 @@ def make_batch(
             last[b, j] = n - 1
             where[b, j, question.row, slice(*question.columns)] = True
             lookahead[b, j, : min(m, LOOKAHEAD)] = answer[:LOOKAHEAD]
+    chars, keys = zip(*(cell_targets(page, vocabulary) for page in pages), strict=True)
     return Batch(
         rows,
         columns,
@@ -116,7 +109,8 @@ def make_batch(
         torch.from_numpy(labels),
         torch.from_numpy(last),
         torch.from_numpy(lookahead),
-        torch.from_numpy(np.stack([char_targets(page) for page in pages])),
+        torch.from_numpy(np.stack(chars)),
+        torch.from_numpy(np.stack(keys)),
         torch.from_numpy(where.reshape(n_pages, branches, -1)),
         kinds,
     )

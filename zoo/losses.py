@@ -1,6 +1,7 @@
 """What training minimises. The answer's next tokens; and, thrown away afterwards, three helpers:
 
-chars       every visual token tells the characters it shows and those of what it belongs to (the label of a value)
+chars       the vision tower's result at every cell tells the characters that it shows
+keys        after the second and the third layer it tells what it belongs to: the label of a value, row and column
 lookahead   the last prompt token tells the whole answer
 pointer     from the third layer on, the end of the question looks at all cells of the answer, and the answer's tokens
             at some of them. Without it a model that reads letters well still took thousands of steps to find anything,
@@ -12,11 +13,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from zoo.batch import CHARS, IGNORE, OWN_CHARS, Batch
+from zoo.batch import IGNORE, OWN_CHARS, Batch
 from zoo.net import Net, Seen
 from zoo.tokens import VOCAB_SIZE
 
 ELITE_ALPHA = 0.9
+KEY_LAYERS = (1, 2)
 POINTER_FROM = 2  # layers before it are left alone: they have to find out first what is asked
 
 
@@ -30,18 +32,25 @@ def answer_loss(net: Net, batch: Batch, seen: Seen) -> tuple[torch.Tensor, torch
     return F.cross_entropy(logits, target), ~wrong.any(-1)
 
 
-def chars_loss(net: Net, batch: Batch, seen: Seen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses of a cell's own characters and of its keys, and the share of written cells whose own are all right."""
-    logits = net.linear(seen.features, net.chars).float().unflatten(-1, (-1, len(CHARS)))
-    loss = F.cross_entropy(logits.flatten(0, 2), batch.chars.flatten(), ignore_index=IGNORE, reduction="none")
-    loss = loss.view(batch.chars.shape)
+def chars_loss(net: Net, batch: Batch, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and the share of written cells whose characters are all right."""
+    logits = net.linear(seen.features, net.chars).float().unflatten(-1, (OWN_CHARS, -1))
+    loss = F.cross_entropy(logits.flatten(0, 2), batch.chars.flatten(), reduction="none").view(batch.chars.shape)
     written = batch.chars[..., 0] != 0
-    right = (logits.argmax(-1) == batch.chars)[..., :OWN_CHARS].all(-1)
+    right = (logits.argmax(-1) == batch.chars).all(-1)
     weight = torch.where(written, 1.0, 0.2)[..., None]
-    own = (loss[..., :OWN_CHARS] * weight).sum() / weight.sum() / OWN_CHARS
-    keyed = batch.chars[..., OWN_CHARS:] != IGNORE
-    keys = (loss[..., OWN_CHARS:] * keyed).sum() / keyed.sum().clamp(min=1)
-    return own, keys, right[written].float().mean()
+    return (loss * weight).sum() / weight.sum() / OWN_CHARS, right[written].float().mean()
+
+
+def keys_loss(net: Net, batch: Batch, seen: Seen) -> torch.Tensor:
+    keyed = (batch.keys != IGNORE).any(-1)
+    target = batch.keys[keyed].flatten()
+    total = torch.zeros(())
+    for layer in KEY_LAYERS:
+        cells = F.rms_norm(seen.cells[layer][keyed], seen.cells[layer].shape[-1:], eps=1e-6)
+        logits = net.linear(cells, net.keys).float().view(len(target), -1)
+        total = total + F.cross_entropy(logits, target, ignore_index=IGNORE)
+    return total / len(KEY_LAYERS)
 
 
 def lookahead_loss(net: Net, batch: Batch, seen: Seen) -> torch.Tensor:

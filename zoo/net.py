@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from zoo.batch import CHARS, LOOKAHEAD, N_CHARS, Batch
+from zoo.batch import CHARS, KEY_WORDS, LOOKAHEAD, OWN_CHARS, Batch
 from zoo.tokens import VOCAB_SIZE, Vocabulary
 
 # ordinary bases (10^4 and more) would not turn the width section at all over a dozen columns
@@ -97,6 +97,7 @@ class Seen:
 
     features: torch.Tensor  # [B, N, hidden], the vision tower's result
     hidden: torch.Tensor  # [B, K, L, hidden], normalised
+    cells: list[torch.Tensor] = field(default_factory=list)  # per layer [B, N, hidden], its result at visual tokens
     visual: list[torch.Tensor] = field(default_factory=list)  # per layer [B, H, K, L, N]: attention to visual tokens
     own: list[torch.Tensor] = field(default_factory=list)  # per layer [B, H, K, L, 1 + L]: to vision end and branch
     text: list[torch.Tensor] = field(
@@ -119,7 +120,9 @@ class Net(nn.Module):
         self.vision_heads = model.config.vision_config.num_heads
         self.vision_end = vision_end
         # training only
-        self.chars = nn.Linear(config.hidden_size, N_CHARS * len(CHARS))
+        self.chars = nn.Linear(config.hidden_size, OWN_CHARS * len(CHARS))
+        self.keys = nn.Linear(config.hidden_size, KEY_WORDS * VOCAB_SIZE, bias=False)
+        nn.init.normal_(self.keys.weight, 0, 0.02)
         self.ahead = nn.Linear(config.hidden_size, LOOKAHEAD * VOCAB_SIZE, bias=False)
         nn.init.normal_(self.ahead.weight, 0, 0.02)
         self.dtype = torch.float32
@@ -263,6 +266,7 @@ class Net(nn.Module):
             h = swiglu(self.linear(h, layer.mlp.gate_proj), self.linear(h, layer.mlp.up_proj))
             z = z + self.linear(h, layer.mlp.down_proj)
             x, y = z[:, :prefix], z[:, prefix:]
+            seen.cells.append(x[:, visual])
         y = F.rms_norm(y, (width,), self.w(lm.norm.weight), EPS)
         seen.hidden = y.view(b, k, length, width)
         return seen

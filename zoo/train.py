@@ -25,7 +25,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from zoo.batch import Batch, make_batch
 from zoo.draw import LARGE, LARGE_SHARE, SIZES
-from zoo.losses import answer_loss, chars_loss, lookahead_loss, pointer_loss
+from zoo.losses import answer_loss, chars_loss, keys_loss, lookahead_loss, pointer_loss
 from zoo.net import Net, init_weights, make_config
 from zoo.tokens import Vocabulary, train_tokenizer
 
@@ -57,9 +57,9 @@ def weights(progress: float) -> dict[str, float]:
     """Of the helper losses: characters matter early."""
     fade = max(0.05, 1 - 1.6 * progress)
     return {
-        "own": fade,
-        "keys": 0.5 * fade,
-        "lookahead": 0.2,
+        "chars": fade,
+        "keys": 0.3 * fade,
+        "lookahead": 0.2 * max(0.0, 1 - 5 * progress),
         "pointer": 0.2,
     }
 
@@ -94,10 +94,10 @@ def train_step(net: Net, batch: Batch, progress: float) -> dict[str, float | tor
     weight = weights(progress)
     seen = net(batch, look=True)
     answer, right = answer_loss(net, batch, seen)
-    own, keys, chars_right = chars_loss(net, batch, seen)
+    chars, chars_right = chars_loss(net, batch, seen)
     helpers = {
-        "own": own,
-        "keys": keys,
+        "chars": chars,
+        "keys": keys_loss(net, batch, seen),
         "lookahead": lookahead_loss(net, batch, seen),
         "pointer": pointer_loss(batch, seen),
     }

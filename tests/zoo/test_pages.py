@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo import draw
-from zoo.batch import CHARS, IGNORE, KEY_CHARS, OWN_CHARS, char_targets, make_batch, patchify
+from zoo.batch import CHARS, IGNORE, cell_targets, make_batch, patchify
 from zoo.layouts import LAYOUTS
 from zoo.tokens import Vocabulary, train_tokenizer
 
@@ -66,30 +66,37 @@ def test_same_seed_gives_the_same_page() -> None:
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 
-def test_characters_lie_where_they_are_drawn() -> None:
-    """Ink of the page's own font colour in a cell whose target has characters; the targets spell the page's text."""
+def test_characters_lie_where_they_are_drawn(vocabulary) -> None:
+    """The targets spell the page's text, and where they have characters there is ink."""
     page, _ = draw.draw_page(np.random.default_rng(9), 14, 12, "form")
-    target = char_targets(page).reshape(14, 12, -1)
+    target = cell_targets(page, vocabulary)[0].reshape(14, 12, -1)
     for text in page.texts:
         cells = sorted({int((a + b) / 2) // 28 for a, b in zip(text.edges, text.edges[1:], strict=False)})
-        spelt = "".join(
-            CHARS[c] for column in cells for c in target[text.row, column, :OWN_CHARS] if c not in (0, IGNORE)
-        )
+        spelt = "".join(CHARS[c] for column in cells for c in target[text.row, column] if c)
         assert text.text.replace(" ", "") in spelt
     grey = np.asarray(page.image.convert("L"), dtype=int)
-    paper = np.median(grey)
-    ink = np.abs(grey - paper).reshape(14, 28, 12, 28).max((1, 3)) > 60
+    ink = np.abs(grey - np.median(grey)).reshape(14, 28, 12, 28).max((1, 3)) > 60
     assert ink[target[..., 0] > 0].all()
 
 
-def test_keys_are_the_labels() -> None:
-    page, _ = draw.draw_page(np.random.default_rng(9), 14, 12, "form")
-    target = char_targets(page).reshape(14, 12, -1)
-    label, value = page.texts[0], page.texts[1]
-    first = label.text.replace(":", "")
-    expected = first.split()[0][:2].ljust(2) + first.split()[1][:3].ljust(3)
-    cell = target[value.row, int(value.edges[0] + 3) // 28]
-    assert "".join(CHARS[c] for c in cell[OWN_CHARS : OWN_CHARS + KEY_CHARS]) == expected
+def test_keys_are_labels_rows_and_columns(vocabulary) -> None:
+    page, _ = draw.draw_page(np.random.default_rng(9), 14, 12, "table")
+    target = cell_targets(page, vocabulary)[1].reshape(14, 12, -1)
+    text = next(t for t in page.texts if t.text.isdigit())
+    first, second = text.key.split()
+    cell = target[text.row, int((text.edges[0] + text.edges[1]) / 2) // 28]
+    assert cell.tolist() == [vocabulary.encode(" " + w)[0] for w in (first, second, text.key2)]
+
+
+def test_where_an_answer_is(vocabulary) -> None:
+    batch = make_batch(np.random.default_rng(3), vocabulary, 3, 12, 13, 6)
+    for b in range(3):
+        for k in range(6):
+            answer = batch.labels[b, k][batch.labels[b, k] != IGNORE][:-1]
+            shown = "".join(CHARS[c] for c in batch.chars[b][batch.where[b, k]].flatten() if c)
+            text = vocabulary.tokenizer.decode(answer.tolist()).replace(" ", "")
+            # a character at the edge of the first or the last cell may have its centre in the next one
+            assert text in shown or text[1:-1] in shown
 
 
 def test_patches_are_those_of_the_processor() -> None:

@@ -11,7 +11,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from zoo import evict, train
 from zoo.batch import IGNORE, make_batch
-from zoo.losses import answer_loss, chars_loss, lookahead_loss, pointer_loss
+from zoo.losses import pointer_loss
 from zoo.net import Net, init_weights, make_config
 from zoo.tokens import train_tokenizer
 
@@ -110,11 +110,8 @@ def test_losses_fall(vocabulary, batch) -> None:
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
-    for key in ("answer", "own", "keys", "lookahead", "pointer"):
+    for key in ("answer", "chars", "keys", "pointer"):
         assert figures[-1][key] < 0.95 * figures[0][key], key
-    seen = net(batch, look=True)
-    for loss in (answer_loss(net, batch, seen)[0], chars_loss(net, batch, seen)[0], lookahead_loss(net, batch, seen)):
-        assert torch.isfinite(loss)
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch) -> None:
