@@ -1,8 +1,8 @@
-"""Answers with a compressed cache, against the full one: exact match and more on fresh ledger pages.
+"""Answers with a compressed cache, against the full one: exact match and more on fresh pages.
 
 Every method and keep answers the same questions, one a page. What is counted, for each:
 
-exact match     share of the answers that are exactly the number on the page
+exact match     share of the answers that are exactly what is on the page
 same as full    share of the answers that are those of the full cache, right or wrong
 cells kept      visual cells of all layers, mean over the pages
 KL              of the next-token distribution from the full cache's, at the second token of the answer, in nats, mean
@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # for models/, which is not installed
+sys.path.append(str(ROOT))  # for zoo/, which is not installed
 
-from models.pages import SIZES, make_page  # noqa: E402
 from pyaircache import Chat, Last, Method, Pool, PyAircacheError  # noqa: E402
 from pyaircache._engine import version  # noqa: E402
+from zoo.draw import draw_page, draw_size  # noqa: E402
 
 # Points of the grid that have no name of their own: a named method, and what is different.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,8 +46,8 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "last16+max5": ("last", {"window": Last(16), "pool": Pool("max", 5)}),
 }
 NAMED = ("aircache", "snapkv", "h2o", "prefixkv", "pyramidkv", "vlcache", "last", "random", "stride")
-PAGES, SEED, KEEPS, METHODS = 200, 1, (0.5, 0.25, 0.1, 0.05, 0.02), (*NAMED, *PRESETS)
-MAX_TOKENS = 16  # answers have up to six digits, one token each
+PAGES, SEED, KEEPS, METHODS = 500, 1, (0.5, 0.25, 0.1, 0.05, 0.02), (*NAMED, *PRESETS)
+MAX_TOKENS = 16  # answers have up to eight tokens
 BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
 MARK = "quality"
 HEAD = ("method", "keep", "exact match", "95 %", "same as full", "95 %", "cells kept", "KL (nats)")
@@ -104,16 +104,14 @@ def method_of(name: str) -> str | Method:
     return dataclasses.replace(Method.named(base), **changes) if changes else base
 
 
-def make_cases(count: int, seed: int, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Case]:
-    """The pages and questions that `python -m models.pages --n COUNT --seed SEED` writes.
-
-    sizes: rows and width, in tokens, in turn.
-    """
-    rng = np.random.default_rng(seed)
+def make_cases(count: int, seed: int) -> list[Case]:
+    """Fresh pages, of which `python -m zoo.draw` draws more, and one of each page's questions."""
+    rng = np.random.default_rng((seed, 0, 0))  # training draws from (seed, step)
     cases = []
     for i in range(count):
-        page = make_page(rng, *sizes[i % len(sizes)])
-        cases.append(Case(page.image, *page.question(rng), i))
+        page, pixels = draw_page(rng, *draw_size(rng))
+        question = page.questions[rng.integers(len(page.questions))]
+        cases.append(Case(Image.fromarray(pixels), question.text, question.answer, i))
     return cases
 
 
@@ -236,7 +234,7 @@ def main(
     json_path: Path | None,
     update: Path | None,
 ) -> None:
-    """Exact match and more on fresh ledger pages, with a compressed cache against the full one."""
+    """Exact match and more on fresh pages, with a compressed cache against the full one."""
     if update is not None:
         replaced(update, "")  # finds a wrong file before the work
     try:

@@ -11,8 +11,6 @@ import pytest
 import quality
 from click.testing import CliRunner
 
-from models import pages
-
 LOGITS = np.zeros(3, np.float32)
 BEGIN, END = quality.BEGIN.format("quality"), quality.END.format("quality")
 
@@ -53,13 +51,12 @@ def test_kl_has_an_interval() -> None:
     assert row.kl_half == pytest.approx(1.96 * np.std(kls, ddof=1) / 2)
 
 
-def test_cases_are_those_that_pages_writes(tmp_path: Path) -> None:
-    written = CliRunner().invoke(pages.main, [str(tmp_path), "--n", "7", "--seed", "5"])
-    assert written.exit_code == 0, written.output
-    lines = [json.loads(line) for line in (tmp_path / "pages.jsonl").read_text().splitlines()]
-    cases = quality.make_cases(7, 5)
-    assert [(case.question, case.expected) for case in cases] == [(line["question"], line["answer"]) for line in lines]
-    assert [case.image.size for case in cases] == [(28 * line["width"], 28 * line["rows"]) for line in lines]
+def test_cases_are_fresh_and_repeatable() -> None:
+    cases, again, other = quality.make_cases(7, 5), quality.make_cases(7, 5), quality.make_cases(7, 6)
+    assert [(case.question, case.expected) for case in cases] == [(case.question, case.expected) for case in again]
+    assert [case.image.tobytes() for case in cases] == [case.image.tobytes() for case in again]
+    assert [case.question for case in cases] != [case.question for case in other]
+    assert all(side % 28 == 0 for case in cases for side in case.image.size)
 
 
 def test_command_names_what_is_not_default() -> None:
