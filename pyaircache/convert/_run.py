@@ -244,5 +244,3 @@ def _last_lines(log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode("utf-8", "replace").strip().splitlines()
     return f"; its last words: {' | '.join(lines[-_LAST_LINES:])}" if lines else ""
-
-

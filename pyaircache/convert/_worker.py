@@ -118,7 +118,7 @@ def _model_class(hparams: dict[str, Any], kind: Any, source: Path) -> Any:
     try:
         architecture = conversion.get_model_architecture(hparams, kind)
     except ValueError:
-        raise Refusal(f"{source / 'config.json'} names no architecture (\"architectures\")") from None
+        raise Refusal(f'{source / "config.json"} names no architecture ("architectures")') from None
     names = [architecture]
     text = hparams.get("text_config") or {}
     if kind == ModelType.TEXT and (plain := _causal_lm(text.get("model_type"))):
