@@ -105,6 +105,7 @@ def convert(
             "converter": str(converter),
             "name": name or (folder.name if folder.from_cache else None),
             "pre_tokenizer": pre_tokenizer,
+            "has_mtp": folder.has_mtp,
             "jobs": jobs,
         }
         written = _work(order, work, log, progress)

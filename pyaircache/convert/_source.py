@@ -27,6 +27,8 @@ class Source:
     """Types of the weights (tensors of two and more dimensions), as safetensors call them."""
     from_cache: bool
     """Whether the folder's own name is a hash."""
+    has_mtp: bool
+    """Whether there are heads that predict several tokens at once."""
 
 
 def open_source(folder: str | os.PathLike[str]) -> Source:
@@ -47,11 +49,12 @@ def open_source(folder: str | os.PathLike[str]) -> Source:
             raise ConversionError(f"{folder} is an adapter (LoRA): merge it into its base model and save that first")
         raise ConversionError(f"{folder} has no config.json: it is not a Hugging Face model folder")
     _read_json(path / "config.json")
-    types = set()
+    tensors: dict[str, dict[str, Any]] = {}
     for file in _weight_files(path):
-        types |= _weight_types(file)
+        tensors |= _header(file)
+    types = {str(one["dtype"]) for one in tensors.values() if len(one["shape"]) > 1}
     name, from_cache = _name(path)
-    return Source(path, name, types, from_cache)
+    return Source(path, name, types, from_cache, any("mtp" in key.split(".") for key in tensors))
 
 
 def _name(path: Path) -> tuple[str, bool]:
@@ -91,8 +94,8 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ConversionError(f"{folder} has no *.safetensors: the weights are missing")
 
 
-def _weight_types(file: Path) -> set[str]:
-    """Types of the tensors with two and more dimensions, from the file's header: its length, then JSON.
+def _header(file: Path) -> dict[str, dict[str, Any]]:
+    """The tensors of a file by name, from its header: 8 bytes of length, then JSON.
 
     Raises:
         ConversionError: The header is damaged, or the file shorter than it says.
@@ -104,15 +107,16 @@ def _weight_types(file: Path) -> set[str]:
         if length > min(_LONGEST_HEADER, size - 8):
             raise ConversionError(f"{file} is not a safetensors file, or was cut off")
         try:
-            header = json.loads(stream.read(length))
-            tensors = [one for key, one in header.items() if key != "__metadata__"]
-            end = 8 + length + max((one["data_offsets"][1] for one in tensors), default=0)
-            types = {str(one["dtype"]) for one in tensors if len(one["shape"]) > 1}
+            header = {key: one for key, one in json.loads(stream.read(length)).items() if key != "__metadata__"}
+            end = 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0)
+            damaged = not all(isinstance(one["shape"], list) and "dtype" in one for one in header.values())
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise ConversionError(f"{file} has a damaged safetensors header") from None
+            damaged = True
+    if damaged:
+        raise ConversionError(f"{file} has a damaged safetensors header")
     if end > size:
         raise ConversionError(f"{file} was cut off: {size:,} of {end:,} bytes are there; download it again")
-    return types
+    return header
 
 
 def _read_json(path: Path) -> dict[str, Any]:

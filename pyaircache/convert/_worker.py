@@ -85,6 +85,8 @@ def _convert(order: dict[str, Any], answer: Any) -> list[str]:
             if job["part"] not in classes:
                 continue
             _report_progress(lambda done, total, part=job["part"]: answer(part=part, done=done, total=total))
+            if getattr(classes[job["part"]], "supports_mtp_export", False):
+                classes[job["part"]].no_mtp = not order["has_mtp"]  # else the converter insists on them
             kind = {"f32": "ALL_F32"}.get(job["type"], f"MOSTLY_{job['type'].upper()}")
             model = classes[job["part"]](
                 source,

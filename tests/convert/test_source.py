@@ -15,11 +15,11 @@ from pyaircache.convert._source import open_source
 from pyaircache.convert._types import MMPROJ_TYPES, TEXT_TYPES, between
 
 
-def safetensors(path: Path, dtype: str = "BF16", data: int = 16) -> Path:
+def safetensors(path: Path, dtype: str = "BF16", data: int = 16, name: str = "a.weight") -> Path:
     """A file of one 2 x 4 tensor and a vector; `data` bytes of weights."""
     header = {
         "__metadata__": {"format": "pt"},
-        "a": {"dtype": dtype, "shape": [2, 4], "data_offsets": [0, 12]},
+        name: {"dtype": dtype, "shape": [2, 4], "data_offsets": [0, 12]},
         "b": {"dtype": "F32", "shape": [1], "data_offsets": [12, 16]},
     }
     text = json.dumps(header).encode()
@@ -64,7 +64,8 @@ def test_pickles_are_never_opened(folder: Path) -> None:
     (folder / "pytorch_model-00001-of-00002.bin").write_bytes(b"not even a pickle")
     refused(folder, r"as pickle only \(pytorch_model-00001-of-00002.bin\): opening one can run any code")
     safetensors(folder / "model.safetensors")
-    assert open_source(folder).types == {"BF16"}  # beside safetensors they do not matter
+    source = open_source(folder)  # beside safetensors they do not matter
+    assert source.types == {"BF16"} and not source.has_mtp
 
 
 def test_missing_weights_are_named(folder: Path) -> None:
@@ -79,8 +80,8 @@ def test_missing_parts_are_named(folder: Path) -> None:
     index.write_text(json.dumps({"weight_map": dict(zip("ab", names, strict=True))}))
     safetensors(folder / names[0])
     refused(folder, f"lacks 1 of 2 weight files .{names[1]}.: finish the download")
-    safetensors(folder / names[1], "F16")
-    assert open_source(folder).types == {"BF16", "F16"}
+    safetensors(folder / names[1], "F16", name="model.mtp.fc.weight")
+    assert open_source(folder).types == {"BF16", "F16"} and open_source(folder).has_mtp
     index.write_text("{}")
     refused(folder, "has no weight_map")
 
