@@ -241,11 +241,14 @@ def _in_words(exc: Exception, source: Path) -> str:
         return _CODE.format(source=source)
     if isinstance(exc, MemoryError):
         return f"{source} does not fit into memory while it is converted"
-    frames = traceback.extract_tb(exc.__traceback__)
-    where = frames[-1].line if frames and isinstance(exc, AssertionError) and not str(exc) else None
-    reason = f"{type(exc).__name__}: {where or exc}"
     if isinstance(exc, OSError):
         reason = str(exc.strerror or exc) + (f": {exc.filename}" if exc.filename else "")
+    elif isinstance(exc, (ValueError, NotImplementedError)):  # a sentence already
+        reason = str(exc)
+    elif isinstance(exc, AssertionError) and not str(exc):
+        reason = f"the converter expects: {traceback.extract_tb(exc.__traceback__)[-1].line}"
+    else:
+        reason = f"{type(exc).__name__}: {exc}"
     return f"{source} cannot be converted: {reason}"
 
 
