@@ -187,6 +187,7 @@ def _work(order: dict[str, Any], work: Path, log: IO[bytes], progress: ProgressL
     command = [sys.executable, "-m", "pyaircache.convert._worker", json.dumps(order)]
     error = None
     written: list[str] = []
+    progress(_STAGES[order["jobs"][0]["part"]], 0, 1)  # PyTorch takes its time to start
     with _process(command, stdout=subprocess.PIPE, stderr=log, cwd=work, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
