@@ -32,6 +32,16 @@ foreach (target ${PAC_LIBRARIES} ${PAC_BACKENDS})
     endforeach()
 endforeach()
 
+# llama.cpp's converter from Hugging Face's format, and the gguf package of the same commit: Python files that
+# pyaircache.convert looks for beside the engine library, in the build tree and when installed.
+set(converter ${CMAKE_LIBRARY_OUTPUT_DIRECTORY}/converter)
+add_custom_target(converter ALL
+    COMMAND ${CMAKE_COMMAND} -E copy_directory ${LLAMA_DIR}/conversion ${converter}/conversion
+    COMMAND ${CMAKE_COMMAND} -E copy_directory ${LLAMA_DIR}/gguf-py/gguf ${converter}/gguf-py/gguf
+    COMMAND ${CMAKE_COMMAND} -E copy ${LLAMA_DIR}/LICENSE ${converter}
+    COMMAND ${CMAKE_COMMAND} -E copy ${LLAMA_DIR}/gguf-py/LICENSE ${converter}/gguf-py
+    VERBATIM)
+
 add_custom_target(pyaircache ALL DEPENDS ${PAC_LIBRARIES} ${PAC_BACKENDS} ${PAC_PROGRAMS})
 
 set(destination pyaircache)
@@ -43,6 +53,8 @@ install(TARGETS ${PAC_LIBRARIES} ${PAC_BACKENDS}
     RUNTIME DESTINATION ${destination}/lib
     ARCHIVE DESTINATION ${destination}/lib)
 install(FILES native/include/pyaircache.h DESTINATION ${destination}/lib) # cffi reads the declarations from it
+install(DIRECTORY ${converter} DESTINATION ${destination}/lib
+    FILES_MATCHING PATTERN "*.py" PATTERN "LICENSE" PATTERN "__pycache__" EXCLUDE PATTERN "scripts" EXCLUDE)
 install(TARGETS ${PAC_PROGRAMS} RUNTIME DESTINATION ${destination}/bin)
 if (GGML_BACKEND_DL) # programs look for loadable backends in their own folder, the engine in its own
     install(TARGETS ${PAC_BACKENDS} LIBRARY DESTINATION ${destination}/bin)

@@ -1,8 +1,8 @@
 """Exports a Hugging Face Qwen2-VL folder to the two GGUF files that llama.cpp wants: text model and projector.
 
-The output follows llama.cpp's own converter tensor for tensor (tests/models/test_export.py compares). It exists
-because that converter insists on a known hash of the tokenizer's output, which a small tokenizer cannot have, and
-because tests export random models on the fly.
+The output follows llama.cpp's own converter tensor for tensor (tests/models/test_export.py compares), which is what
+`pyaircache convert` runs. This is a second way to the same files that shares no code with the first: tests compare the
+two, and export random models on the fly without starting a process.
 
     python -m models.export_gguf HF_DIR --text model-Q8_0.gguf --mmproj mmproj-F16.gguf
 """

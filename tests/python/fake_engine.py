@@ -69,6 +69,11 @@ class FakeEngine:
     def apply_template(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
         return render(messages, add_generation_prompt)
 
+    def layout(self, text: str, images: Any = ()) -> PromptInfo:
+        self._called("layout")
+        spans = [Span(i, i * TOKENS_PER_IMAGE, TOKENS_PER_IMAGE, 3, 2) for i in range(len(images))]
+        return PromptInfo(1, 1, 1, spans, 0.0, 0.0)
+
     def prompt(
         self, text: str, images: Any = (), *, reserve: int = 0, observe: bool = False, progress: Any = None
     ) -> PromptInfo:

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pyaircache import _files, cli
+from pyaircache import Span, _files, _info, cli
 
 
 @pytest.fixture
@@ -131,6 +132,9 @@ def test_heatmaps(fake, picture, tmp_path):
         (["ask", "missing.png", "What?"], 1, "missing.png does not exist"),
         (["nope"], 2, "No such command"),
         (["info"], 2, "Missing argument 'MODEL.gguf'"),
+        (["info", "m.gguf", "p.gguf", "--mmproj", "p.gguf"], 2, "the projector is given twice"),
+        (["info", "m.gguf", "--image-size", "640"], 2, "must be width and height in pixels, such as 640x480"),
+        (["info", "m.gguf", "--image-size", "0x10"], 2, "width must be a whole number from 1 to 32768, got 0"),
     ],
 )
 def test_errors_are_one_line(fake, picture, arguments, code, message):
@@ -171,6 +175,47 @@ def test_info_of_the_fake(fake):
     assert json.loads(run("info", "m.gguf", "--json").stdout)["architecture"] == "fake"
 
 
+def test_info_of_picture_sizes(fake):
+    result = run("info", "m.gguf", "--image-size", "640x480", "--image-size", "28X28")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-2:] == [
+        "image 640x480        6 visual tokens in 1 span: 6 (3 x 2)",
+        "image 28x28          6 visual tokens in 1 span: 6 (3 x 2)",
+    ]
+    value = json.loads(run("info", "m.gguf", "--image-size", "640x480", "--json").stdout)
+    assert value["images"] == [
+        {"width": 640, "height": 480, "visual_tokens": 6, "spans": [{"n_tokens": 6, "nx": 3, "ny": 2}]}
+    ]
+
+
+def test_info_of_tiles():
+    spans = [Span(0, 9 * i, 9, 0, 0) for i in range(3)] + [Span(0, 27, 4, 0, 0)]
+    (line,) = _info.lines({"images": [_info.picture((300, 200), spans)]})
+    assert line == "image 300x200        31 visual tokens in 4 spans: 3 of 9, 4"
+
+
+def test_info_says_why_not(fake, monkeypatch):
+    assert "why not" not in run("info", "m.gguf").stdout
+    monkeypatch.setattr(fake, "can_compress", False)
+    result = run("info", "m.gguf")
+    assert "can compress         no\nwhy not              sliding windows cannot be" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("architecture", "projector", "family"),
+    [
+        ("qwen2vl", "qwen2.5vl_merger", "Qwen2.5-VL"),
+        ("qwen2", "llava_onevision", "LLaVA-OneVision"),
+        ("qwen35", "qwen3vl_merger", "Qwen3.5"),
+        ("qwen2", "other", "qwen2"),
+        ("mamba", "", "mamba"),
+    ],
+)
+def test_families(fake, architecture, projector, family):
+    info = replace(fake("m.gguf").info(), architecture=architecture, projector=projector)
+    assert _info.family(info) == family
+
+
 # -- with the real engine, as a process --------------------------------------------------------------------------------
 
 
@@ -193,8 +238,10 @@ def test_bundled_model(engine, samples, tmp_path):
 
 
 def test_info_of_the_bundled_model(engine):
-    value = json.loads(process("info", _files.bundled_dir() / _files.BUNDLED_MODEL, "--json").communicate()[0])
-    assert value["n_layers"] == 4 and value["vision"] is True
+    files = _files.bundled_dir() / _files.BUNDLED_MODEL, _files.bundled_dir() / _files.BUNDLED_MMPROJ
+    value = json.loads(process("info", *files, "--image-size", "560x280", "--json").communicate()[0])
+    assert value["family"] == "Qwen2-VL" and value["n_layers"] == 4 and value["vision"] is True
+    assert value["images"][0]["spans"] == [{"n_tokens": 200, "nx": 20, "ny": 10}]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
