@@ -37,3 +37,5 @@ foreach (kind ADDRESS UNDEFINED THREAD)
 endforeach()
 
 add_subdirectory(${LLAMA_DIR} vendor/llama.cpp EXCLUDE_FROM_ALL)
+include(${CMAKE_CURRENT_LIST_DIR}/amx.cmake)
+pac_amx(${LLAMA_DIR})

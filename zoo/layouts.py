@@ -144,7 +144,7 @@ def receipt(page: Page) -> None:
         page.write(item, left, r, key=item)
         page.write(price, right, r, key=item, right=True)
         page.ask("receipt", pick(rng, ASK_PRICE).format(item), price)
-        if rng.random() < 0.4:
+        if rng.random() < 0.15:
             page.ask("item", pick(rng, ASK_ITEM).format(price), item)
     total = f"{sum(round(100 * float(p)) for p in prices) / 100:.2f}"
     y = (n + 1) * CELL
@@ -157,7 +157,7 @@ def receipt(page: Page) -> None:
 def table(page: Page) -> None:
     """Numbers under named columns, one row a place."""
     rng = page.rng
-    n_columns = min(5, int((page.width - page.length("Garden Square") - 20) // page.length("00000  ")))
+    n_columns = min(3, int((page.width - page.length("Garden Square") - 20) // page.length("00000  ")))
     n_rows = page.rows - 1 - int(rng.integers(0, 3))
     names = pairs(rng, words.PLACE_FIRST, words.PLACE_SECOND, n_rows)
     heads = sample(rng, words.COLUMNS, n_columns)
@@ -206,7 +206,7 @@ def chart(page: Page) -> None:
         x = axis + span * tick / high
         page.draw.line((x, (n + 1) * CELL, x, (n + 1) * CELL + 4), fill=page.ink)
         page.write(str(tick), max(0, x - page.length(str(tick)) / 2), n + 1)
-    for _ in range(4):
+    for _ in range(2):
         a, b = sample(rng, range(n), 2)
         larger = rng.random() < 0.5
         winner = a if (values[a] > values[b]) == larger else b
