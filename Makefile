@@ -2,6 +2,7 @@
 # make test    builds everything, also the unpatched libllama for comparison, and runs all tests
 # make lint    ruff and mypy
 # make build   only builds: the package is then importable from .venv and from here
+# make quality renews the tables of README.md and docs/quality.md with the bundled model (half an hour)
 # make clean   removes what was built and fetched; make distclean .venv too
 #
 # Every target sets up .venv itself. CMAKE_ARGS="-DGGML_CUDA=ON" make build passes options to CMake.
@@ -23,13 +24,17 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock $(wildcard tests/native/*.cpp tests/native/CMakeLists.txt) \
 	$(shell find cmake native patches -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test lint build stock clean distclean FORCE
+.PHONY: demo test lint build stock quality clean distclean FORCE
 
 demo: build
 	$(PY) -m pyaircache.demo
 
 test: build $(VENV)/tests.done stock
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+quality: build $(VENV)/tests.done
+	$(PY) bench/quality.py --method aircache --update README.md
+	$(PY) bench/quality.py --pages 200 --update docs/quality.md
 
 lint: $(VENV)/lint.done
 	$(PY) -m ruff check
