@@ -1,6 +1,6 @@
-"""InternVL as Hugging Face's own class saves it, for the pinned converter, which knows the original layout.
+"""What the pinned converter lacks of InternVL: the layout of Hugging Face's own class, and InternLM2 as text model.
 
-Importing this registers the class; `conversion` must be importable.
+Importing this registers the classes; `conversion` must be importable.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from conversion.base import ModelBase
+from conversion.base import ModelBase, gguf
+from conversion.internlm import InternLM2Model
 from conversion.internvl import InternVisionModel
 
 if TYPE_CHECKING:
@@ -42,3 +43,35 @@ class InternVlHfModel(InternVisionModel):
         if name.startswith(("vision_tower.", "multi_modal_projector.")):
             name = f"model.{name}"
         return super().filter_tensors((name, tensor))
+
+
+@ModelBase.register("InternLM2ForCausalLM")
+class InternLm2Model(InternLM2Model):
+    """The pinned class stops at InternVL2: it wants every token in tokenizer.model, where those added later are not,
+    and the number of the end token at the top of config.json."""
+
+    model_arch = gguf.MODEL_ARCH.INTERNLM2
+
+    def set_vocab(self) -> None:
+        from sentencepiece import sentencepiece_model_pb2
+
+        tokens, scores, types = self._create_vocab_sentencepiece()
+        # A piece that is one zero byte would be an empty string in C; the pinned class takes the same stand-in
+        tokens = ["\N{DRAGON}".encode() if token == b"\x00" else token for token in tokens]
+        proto = sentencepiece_model_pb2.ModelProto()
+        proto.ParseFromString((self.dir_model / "tokenizer.model").read_bytes())
+        writer = self.gguf_writer
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(tokens)
+        writer.add_token_scores(scores)
+        writer.add_token_types(types)
+        writer.add_add_space_prefix(proto.normalizer_spec.add_dummy_prefix)
+
+        special = gguf.SpecialVocab(self.dir_model, n_vocab=len(tokens))
+        for kind in ("bos", "eos"):
+            if kind not in special.special_token_ids and (token := self.hparams.get(f"{kind}_token_id")) is not None:
+                special.special_token_ids[kind] = token
+        if b"<|im_end|>" in tokens:  # an answer ends here, whatever the language model alone ends with
+            special.special_token_ids["eos"] = tokens.index(b"<|im_end|>")
+        special.add_to_gguf(writer)

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from families import check_method, engine_method
 from harness import TOKENS, decode
+from PIL import Image
 from tiny_vlm import random_picture
 from vlm import NAMES, VlmFamily, ggml_rounding
 
@@ -68,6 +69,16 @@ def test_token_counts(family: VlmFamily) -> None:
         ids = family.vlm.ids(f"a{family.vlm.image}b", [family.vlm.count(width, height)])
         got = engine.count_tokens(f"a{engine.marker()}b", [np.zeros((height, width, 3), np.uint8)])
         assert got == ids.numel(), (width, height)
+
+
+@pytest.mark.parametrize("n_images", [1, 3])
+def test_logits(family: VlmFamily, n_images: int) -> None:
+    """Of the whole prompt with its pictures, from pixels to logits, on either side."""
+    case, engine = family.case(0, n_images), family.engine()
+    case.ask(engine)
+    pictures = [Image.fromarray(picture) for picture in case.pictures]
+    logits = family.vlm.logits(case.ids, pictures)[-1]
+    np.testing.assert_allclose(engine.logits(), logits, atol=1e-3 * logits.abs().max().item(), rtol=0)
 
 
 @pytest.mark.parametrize("n_images", [1, 3])

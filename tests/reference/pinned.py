@@ -11,6 +11,7 @@ import functools
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,28 @@ def _converter() -> Any:
         importlib.import_module(module)
     conversion.base.torch.set_num_threads(1)
     # The converter recognises a tokenizer by what it makes of one text; that of a vocabulary of 288 is not in its list
-    text = conversion.base.TextModel
+    text, classes = conversion.base.TextModel, conversion.base.ModelBase._model_classes
     text.get_vocab_base_pre = lambda *_: "qwen2"
 
-    # Some classes try the package sentencepiece first, or insist on it: nothing tested here depends on the tokenizer
-    def no_sentencepiece(*_: object) -> None:
-        raise FileNotFoundError
-
-    text._set_vocab_sentencepiece = no_sentencepiece
-    for model in (conversion.internlm.InternLM2Model, conversion.phi.Phi3MiniModel, conversion.llama.LlamaModel):
-        model.set_vocab = text._set_vocab_gpt2
+    # Some classes insist on tokenizer.model, or on a package that reads it before they look whether it is there
+    for name in ("InternLM2ForCausalLM", "Phi3ForCausalLM", "LlamaForCausalLM"):
+        model = classes[conversion.base.ModelType.TEXT][name]
+        model.set_vocab = functools.partialmethod(_set_vocab, model.set_vocab)
+    text._set_vocab_sentencepiece = functools.partialmethod(_only_with_file, text._set_vocab_sentencepiece)
     return conversion.base
+
+
+def _only_with_file(model: Any, original: Callable[[Any], None]) -> None:
+    if not (model.dir_model / "tokenizer.model").is_file():
+        raise FileNotFoundError
+    original(model)
+
+
+def _set_vocab(model: Any, original: Callable[[Any], None]) -> None:
+    if (model.dir_model / "tokenizer.model").is_file():
+        original(model)
+    else:
+        model._set_vocab_gpt2()
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class TinyVlm(ABC):
     """
 
     around = ("", "")  # what the family puts around an image
+    names = ("pixel_values",)  # of what the processor says about pictures
 
     def __init__(self, model: PreTrainedModel, folder: Path, processor: Any, seed: int = 0) -> None:
         model.set_attn_implementation("eager")
@@ -68,7 +69,7 @@ class TinyVlm(ABC):
         self.processor = processor
         self.save(folder)
         self.text, self.mmproj = pinned.convert(folder)
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        self.tokenizer = self.load_tokenizer(folder)
 
     def randomise(self, generator: torch.Generator) -> None:
         """Makes the weights."""
@@ -87,6 +88,10 @@ class TinyVlm(ABC):
             for old, new in zip(("<|vision_start|>", "<|vision_end|>"), self.around, strict=True):
                 content = content.replace(old, new or old)
             (folder / file).write_text(content, encoding="utf-8")
+
+    def load_tokenizer(self, folder: Path) -> Any:
+        """What `ids` needs."""
+        return PreTrainedTokenizerFast.from_pretrained(folder)
 
     @property
     def image(self) -> str:
@@ -112,6 +117,21 @@ class TinyVlm(ABC):
     def count(self, width: int, height: int) -> int:
         """Visual tokens of a picture, without looking at pixels."""
 
+    def logits(self, ids: Tensor, pictures: Sequence[Image.Image]) -> Tensor:
+        """Hugging Face's own forward pass, pictures included: [S, vocabulary]."""
+        pixels = self.joined(pictures)
+        with torch.no_grad():
+            return self.model(input_ids=ids[None], **pixels, **self.inputs(ids)).logits[0]
+
+    def joined(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """What the model takes of all pictures of a prompt."""
+        found = [self.pixels(picture) for picture in pictures]
+        return {name: torch.cat([one[name] for one in found]) for name in self.names}
+
+    def inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """What else it takes."""
+        return {}
+
     @abstractmethod
     def forward(
         self, ids: Tensor, pictures: Sequence[Image.Image], spans: Spans, embeddings: Tensor, *rest: Any, **more: Any
@@ -133,6 +153,7 @@ class GridVlm(TinyVlm):
     """A model of Qwen's: pictures keep their shape, positions are those of a grid."""
 
     around = ("<|vision_start|>", "<|vision_end|>")
+    names = ("pixel_values", "image_grid_thw")
 
     def features(self, pixels: Any) -> Tensor:
         return ref.image_features(self.model, pixels["pixel_values"], pixels["image_grid_thw"])
@@ -143,9 +164,10 @@ class GridVlm(TinyVlm):
     def forward(
         self, ids: Tensor, pictures: Sequence[Image.Image], spans: Spans, embeddings: Tensor, *rest: Any, **more: Any
     ) -> ref.Capture:
-        found = [self.pixels(picture) for picture in pictures]
-        pixels, grids = (torch.cat([one[name] for one in found]) for name in ("pixel_values", "image_grid_thw"))
-        return ref.qwen2vl_forward(self.model, ids, pixels, grids, embeddings, *rest, **more)
+        return ref.qwen2vl_forward(self.model, ids, *self.joined(pictures).values(), embeddings, *rest, **more)
+
+    def inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        return {"mm_token_type_ids": (ids[None] == IMAGE_TOKEN).int()}
 
 
 @contextmanager
