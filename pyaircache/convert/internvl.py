@@ -53,20 +53,19 @@ class InternLm2Model(InternLM2Model):
     model_arch = gguf.MODEL_ARCH.INTERNLM2
 
     def set_vocab(self) -> None:
-        from sentencepiece import sentencepiece_model_pb2
+        from sentencepiece import SentencePieceProcessor
 
         tokens, scores, types = self._create_vocab_sentencepiece()
         # A piece that is one zero byte would be an empty string in C; the pinned class takes the same stand-in
         tokens = ["\N{DRAGON}".encode() if token == b"\x00" else token for token in tokens]
-        proto = sentencepiece_model_pb2.ModelProto()
-        proto.ParseFromString((self.dir_model / "tokenizer.model").read_bytes())
+        pieces = SentencePieceProcessor(str(self.dir_model / "tokenizer.model")).encode("a", out_type=str)
         writer = self.gguf_writer
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_list(tokens)
         writer.add_token_scores(scores)
         writer.add_token_types(types)
-        writer.add_add_space_prefix(proto.normalizer_spec.add_dummy_prefix)
+        writer.add_add_space_prefix(pieces[0].startswith("\N{LOWER ONE EIGHTH BLOCK}"))
 
         special = gguf.SpecialVocab(self.dir_model, n_vocab=len(tokens))
         for kind in ("bos", "eos"):

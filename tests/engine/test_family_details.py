@@ -92,7 +92,6 @@ def test_long_rope(tmp_path: Path, opened: Opened) -> None:
 def test_internlm2_tokens(tmp_path: Path, opened: Opened) -> None:
     """The tokens of the images are not in tokenizer.model."""
     sentencepiece = pytest.importorskip("sentencepiece")
-    pytest.importorskip("google.protobuf")
     added = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
     corpus = tmp_path / "corpus.txt"
     texts = [path.read_text("utf-8") for path in sorted((pinned.ROOT / "docs").glob("*.md"))]
