@@ -1,4 +1,4 @@
-"""Questions for the engine and the reference about models of two families: Qwen2-VL and InternVL."""
+"""Questions for the engine and the reference about models of several families, and what must agree."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ POOLS = ("none", "avg", "max")
 ALLOCATIONS = (*harness.ALLOCATIONS, "vl")
 SCORES = ("attention", "random", "stride")
 WORDS = {"window": WINDOWS, "keys": KEYS, "pool": POOLS, "allocation": ALLOCATIONS, "score": SCORES}
+
+SEEDS = range(12)  # of questions to choose from
+MARGIN = 3e-5  # a decision closer than this may go either way
 
 CONTROL = set(range(267, 274))  # ledger-vl's tokenizer, which all of these models have
 ENDS = {267, 269}
@@ -87,7 +90,7 @@ class Case:
 
 
 class Family:
-    """One tiny model; its engines and questions are made once."""
+    """One tiny model, Qwen2-VL or InternVL; its engines and questions are made once."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.files: tiny_internvl.Files | None = None
@@ -106,8 +109,11 @@ class Family:
         """A random question by the reference with a cache of this type."""
         key = (seed, n_images, cache, flash)
         if key not in self._cases:
-            self._cases[key] = (self._internvl if self.files else self._qwen2vl)(*key)
+            self._cases[key] = self._make_case(*key)
         return self._cases[key]
+
+    def _make_case(self, seed: int, n_images: int, cache: str, flash: bool) -> Case:
+        return (self._internvl if self.files else self._qwen2vl)(seed, n_images, cache, flash)
 
     def _qwen2vl(self, seed: int, n_images: int, cache: str, flash: bool) -> Case:
         asked, model = self.model.asked(seed, n_images, cache, flash), self.model.reference
@@ -133,12 +139,7 @@ class Family:
         marked = text.replace(tiny_internvl.IMAGE, engine.marker())
         info = engine.prompt(marked, arrays)
         embeddings = harness.image_embeddings(engine)
-        counts: list[int] = []
-        for before, span in zip([None, *info.spans], info.spans, strict=False):
-            if before and span.first == before.first + before.n_tokens:
-                counts[-1] += span.n_tokens  # the next tile of a picture
-            else:
-                counts.append(span.n_tokens)
+        counts = tokens_per_picture(info)
         assert counts == [16, 48, 16][:n_images]
         tiles = [(span.first, span.n_tokens) for span in info.spans]
 
@@ -152,3 +153,59 @@ class Family:
 def with_keep(method: Method, keep: float) -> Method:
     """A named method at another share kept; the one that keeps everything stays."""
     return method if method.keep == 1.0 else replace(method, keep=keep)
+
+
+def tokens_per_picture(info: PromptInfo) -> list[int]:
+    """Visual tokens of each picture, whose tiles are spans of their own."""
+    counts: dict[int, int] = {}
+    for span in info.spans:
+        counts[span.image] = counts.get(span.image, 0) + span.n_tokens
+    return list(counts.values())
+
+
+def check_scores(got: np.ndarray, want: np.ndarray, rtol: float = 1e-4) -> None:
+    """As shares of the layer's highest score, and relative."""
+    top = want.max(axis=1, keepdims=True)
+    np.testing.assert_allclose(got / top, want / top, rtol=rtol, atol=rtol / 100)
+
+
+def check_method(family: Family, method: Method, n_images: int) -> None:
+    """Scores, windows, budgets, kept sets and the logits that follow, on two questions with clear decisions."""
+    known = reference_method(method)
+    clear = 0
+    for seed in SEEDS:
+        case = family.case(seed, n_images)
+        if not method.score and methods_ref.margins(case.capture, known, case.template).least < MARGIN:
+            continue
+        clear += 1
+        engine = family.engine()
+        check_case(engine, case, method)
+        if clear == 2:
+            return
+    assert clear, f"all {len(SEEDS)} questions have decisions that are too close: take other seeds"
+
+
+def check_case(engine: Engine, case: Case, method: Method) -> None:
+    known = reference_method(method)
+    case.ask(engine, observe=method)
+    np.testing.assert_allclose(engine.logits(), case.capture.logits[-1], atol=1e-3, rtol=0)
+    scores, result = engine.compress(method)
+
+    if method.score:  # random, stride: the scores are the engine's own
+        assert [window.size for window in scores.elite] == [0] * case.capture.n_layers
+        living = methods_ref.alive(case.capture) if known.allocation == "vl" else np.empty(0)
+        cells = methods_ref.budgets(scores.scores, known, living)
+        kept = methods_ref.select(scores.scores, cells)
+    else:
+        want = methods_ref.compress(case.capture, known, case.template)
+        check_scores(scores.scores, want.scores)
+        text = [] if known.window == "all" else case.capture.text  # summed up: nobody to list
+        assert harness.lists(scores.elite) == [window[np.isin(window, text)].tolist() for window in want.observers]
+        np.testing.assert_allclose(result.strength, want.strength, rtol=1e-4)
+        np.testing.assert_allclose(result.skewness, want.skewness, rtol=1e-3, atol=1e-4)
+        cells, kept, living = want.budgets, want.kept, want.alive
+    np.testing.assert_allclose(scores.alive, living, rtol=1e-12)
+    assert result.budgets.tolist() == cells.tolist()
+    assert harness.lists(result.kept) == harness.lists(kept)
+    logits = case.decode(kept, harness.TOKENS, known.merge)
+    np.testing.assert_allclose(harness.decode(engine, harness.TOKENS), logits, atol=1e-3, rtol=0)

@@ -1,7 +1,7 @@
 """AirCache in PyTorch and NumPy, written from the method's description alone: what the engine is checked against.
 
-Nothing here is fast. The model runs in float32 (Hugging Face's Qwen2-VL, eager attention); everything that follows
-from its queries and keys is computed in float64. Names: one prompt of S tokens, L layers, H query heads, H_kv key
+Nothing here is fast. The model runs in float32 (Hugging Face's, eager attention); everything that follows from its
+queries and keys is computed in float64. Names: one prompt of S tokens, L layers, H query heads, H_kv key
 heads, head dimension d; V the N_v visual tokens, T the text tokens after the first visual token. Token indices count
 from the start of the prompt, visual indices from the first visual token.
 
@@ -16,6 +16,7 @@ options beyond the paper are in methods_ref.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Qwen2ForCausalLM, Qwen2VLForConditionalGeneration
-from transformers.models.qwen2 import modeling_qwen2
-from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 Allocation = Literal["strength+skewness", "uniform", "pyramid", "strength", "skewness", "prefix"]
 
@@ -89,11 +88,11 @@ def qwen2vl_forward(
     """Runs the model over a whole sequence and keeps every layer's queries, keys and values.
 
     Args:
-        model: loaded with attn_implementation="eager", in float32.
+        model: loaded with attn_implementation="eager", in float32; Qwen2.5-VL and Qwen3-VL have the same interface.
         input_ids: [S], with one image token for every visual token.
         pixel_values: [patches, 1176], all images.
         image_grid_thw: [images, 3], each image's grid of patches.
-        image_embeds: [N_v, hidden] replaces the output of the vision tower.
+        image_embeds: [N_v, hidden] replaces the output of the vision tower; wider: see image_features.
         visible: [L, S, S] bool: the keys that each layer's queries see, on top of the causal order.
         cache_dtype: keys and values are rounded to it before anything uses them, as a cache of that type does.
         start: first token of this turn; images before it belong to earlier turns and are not compressed again.
@@ -102,11 +101,12 @@ def qwen2vl_forward(
     ids = input_ids.reshape(1, -1)
     is_visual = ids == model.config.image_token_id
     if image_embeds is None:
-        image_embeds = torch.cat(model.model.get_image_features(pixel_values, image_grid_thw).pooler_output)
+        image_embeds = image_features(model, pixel_values, image_grid_thw)
     if image_embeds.shape[0] != int(is_visual.sum()):
         raise ValueError(f"{int(is_visual.sum())} image tokens, but {image_embeds.shape[0]} image embeddings")
     embeds = model.model.language_model.embed_tokens(ids)
-    embeds[is_visual] = image_embeds.to(embeds.dtype)
+    first, *deepstack = image_embeds.to(embeds.dtype).split(embeds.shape[-1], dim=1)
+    embeds[is_visual] = first
     positions, _ = model.model.get_rope_index(ids, is_visual.int(), image_grid_thw=image_grid_thw)  # [3, 1, S]
 
     visual = is_visual[0].nonzero()[:, 0].numpy()
@@ -114,16 +114,27 @@ def qwen2vl_forward(
     grids = [(rows // merge, columns // merge) for _, rows, columns in image_grid_thw.tolist()]
     firsts = visual[np.cumsum([0] + [rows * columns for rows, columns in grids[:-1]])]
     return _forward(
-        (model.model.language_model, modeling_qwen2_vl, modeling_qwen2_vl.Qwen2VLAttention),
+        model.model.language_model,
         model.lm_head,
         embeds,
         positions,
         visible,
         cache_dtype,
         later,
+        {"visual_pos_masks": is_visual, "deepstack_visual_embeds": deepstack} if deepstack else {},
         visual=visual[visual >= start],
         images=tuple(grid for grid, first in zip(grids, firsts, strict=True) if first >= start),
     )
+
+
+def image_features(model: Qwen2VLForConditionalGeneration, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+    """What the text model takes in for each visual token: [N_v, hidden], in Qwen3-VL [N_v, (1 + n) * hidden]: the
+    embedding, then what is added behind each of the first n layers."""
+    with torch.no_grad():
+        output = model.model.get_image_features(pixel_values, image_grid_thw)
+    features = [torch.cat(output.pooler_output)]
+    features += [torch.cat(images) for images in getattr(output, "deepstack_features", None) or ()]
+    return torch.cat(features, dim=1)
 
 
 @torch.no_grad()
@@ -139,7 +150,7 @@ def qwen2_forward(
     """As qwen2vl_forward, for a text model that counts every visual token as one position.
 
     Args:
-        model: loaded with attn_implementation="eager", in float32.
+        model: loaded with attn_implementation="eager", in float32; Llama, Phi-3 and others have the same interface.
         input_ids: [S]; what stands at visual tokens does not matter.
         images: first token and number of tokens of each run of visual tokens.
         image_embeds: [N_v, hidden].
@@ -149,30 +160,31 @@ def qwen2_forward(
     embeds = model.model.embed_tokens(input_ids.reshape(1, -1))
     embeds[0, visual] = image_embeds
     return _forward(
-        (model.model, modeling_qwen2, modeling_qwen2.Qwen2Attention),
+        model.model,
         model.lm_head,
         embeds,
         torch.arange(input_ids.numel())[None],
         visible,
         cache_dtype,
         later,
+        {},
         visual=visual,
         images=tuple((1, count) for _, count in images),
     )
 
 
 def _forward(
-    source: tuple[torch.nn.Module, Any, type],
+    model: torch.nn.Module,
     lm_head: torch.nn.Module,
     embeds: Tensor,
     positions: Tensor,
     visible: np.ndarray | None,
     cache_dtype: torch.dtype,
     later: Sequence[Later],
+    inputs: dict[str, Any],
     **of_capture: Any,
 ) -> Capture:
-    """source: a language model of Hugging Face's, its module of code and the class of its attention layers."""
-    model, code, attention_class = source
+    """model: a language model of Hugging Face's; inputs: what else it takes."""
     if model.config._attn_implementation != "eager":
         raise ValueError('load the model with attn_implementation="eager"')
     n_layers, n_tokens = model.config.num_hidden_layers, embeds.shape[1]
@@ -203,8 +215,8 @@ def _forward(
         values.append(v.to(q.dtype))
         return result.transpose(1, 2), None
 
-    with _text_attention(code, attention_class, attend):
-        hidden = model(inputs_embeds=embeds, position_ids=positions, use_cache=False)
+    with _text_attention(type(model.layers[0].self_attn), attend):
+        hidden = model(inputs_embeds=embeds, position_ids=positions, use_cache=False, **inputs)
     return Capture(
         q=torch.stack(queries).numpy(),
         k=torch.stack(keys).numpy(),
@@ -217,8 +229,9 @@ def _forward(
 
 
 @contextmanager
-def _text_attention(code: Any, attention_class: type, attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+def _text_attention(attention_class: type, attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
     """Lets `attend` do the attention of the language model's layers; its q and k are rotated already."""
+    code: Any = sys.modules[attention_class.__module__]
     eager = code.eager_attention_forward
 
     def dispatch(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -532,7 +545,7 @@ def greedy(
     stop: Sequence[int] = (),
 ) -> list[int]:
     """The most likely tokens, at most n_max and without the stop token; kept None: the full cache."""
-    image_embeds = torch.cat(model.model.get_image_features(pixel_values, image_grid_thw).pooler_output)
+    image_embeds = image_features(model, pixel_values, image_grid_thw)
     inputs = (pixel_values, image_grid_thw, image_embeds)
     capture = qwen2vl_forward(model, input_ids, *inputs)
     if kept is None:
