@@ -21,6 +21,7 @@ from .chat import Chat
 from .errors import (
     ArgumentError,
     ContextError,
+    ConversionError,
     EngineError,
     ImageError,
     ImageNotFoundError,
@@ -48,6 +49,7 @@ __all__ = [
     "ArgumentError",
     "Chat",
     "ContextError",
+    "ConversionError",
     "Elite",
     "EngineError",
     "ImageError",

@@ -130,6 +130,13 @@ class Engine:
         check(self._lib.pac_count_tokens(self._engine, utf8(text), pictures, len(images), out))
         return int(out[0])
 
+    def layout(self, text: str, images: Sequence[NDArray[np.uint8]] = ()) -> PromptInfo:
+        """What :meth:`prompt` would make of a prompt; evaluates nothing. images: uint8 [H, W, 3] each."""
+        pictures, _buffers = self._images(images)
+        out = self._ffi.new("struct pac_prompt_info *")
+        check(self._lib.pac_layout(self._engine, utf8(text), pictures, len(images), out))
+        return self._prompt_info(out)
+
     def prompt(
         self,
         text: str,
@@ -161,6 +168,9 @@ class Engine:
         )
         callback.raise_pending()
         check(status)
+        return self._prompt_info(out)
+
+    def _prompt_info(self, out: Any) -> PromptInfo:
         spans = [Span(**struct_fields(self._ffi, out.spans[i], Span)) for i in range(out.n_spans)]
         return PromptInfo(**struct_fields(self._ffi, out, PromptInfo, spans=spans))
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from . import _ffi
-from .errors import ModelError, ModelNotFoundError, ProjectorError
+from .errors import EngineError, ModelError, ModelNotFoundError, ProjectorError
 
 BUNDLED_NAME = "ledger-vl"
 BUNDLED_MODEL = f"{BUNDLED_NAME}-Q8_0.gguf"
@@ -26,6 +26,21 @@ def bundled_dir() -> Path:
         if (path / BUNDLED_MODEL).is_file():
             return path
     raise ModelNotFoundError(f"this installation holds no bundled model ({BUNDLED_MODEL}); pass model=PATH.gguf")
+
+
+def find_program(name: str) -> Path:
+    """Path of a program of llama.cpp: in the folder ``PYAIRCACHE_BIN``, else in the package's ``bin`` folder.
+
+    Raises:
+        EngineError: It is in none of these places.
+    """
+    override = os.environ.get("PYAIRCACHE_BIN")
+    folders = [Path(override)] if override else [folder / "bin" for folder in _ffi.package_dirs()]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    places = ", ".join(map(str, folders))
+    raise EngineError(f"{name} was not found in {places}; reinstall pyaircache, or set PYAIRCACHE_BIN to its folder")
 
 
 def check_gguf(path: Path, what: str = "model") -> None:

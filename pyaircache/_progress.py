@@ -8,12 +8,23 @@ from typing import Any
 
 from ._engine import STAGE_ENCODE, STAGE_LOAD, STAGE_PREFILL
 
-_LABELS = {STAGE_LOAD: "loading model", STAGE_ENCODE: "encoding images", STAGE_PREFILL: "reading prompt"}
+# Stages of a conversion, beyond the engine's
+STAGE_TEXT, STAGE_MMPROJ, STAGE_QUANTIZE = 10, 11, 12
+
+# Each stage's label and what it counts; loading counts in permille, which nobody wants to read
+_STAGES = {
+    STAGE_LOAD: ("loading model", ""),
+    STAGE_ENCODE: ("encoding images", "images"),
+    STAGE_PREFILL: ("reading prompt", "tokens"),
+    STAGE_TEXT: ("writing language model", "B"),
+    STAGE_MMPROJ: ("writing projector", "B"),
+    STAGE_QUANTIZE: ("quantising", "tensors"),
+}
 _DELAY_S = 1.0  # what is quicker shows nothing
 
 
 class ProgressLine:
-    """Shows the engine's progress on stderr, if that is a terminal, once a stage takes longer than a second.
+    """Shows progress on stderr, if that is a terminal, once a stage takes longer than a second.
 
     An instance is the engine's progress function: called with (stage, done, total).
     """
@@ -68,11 +79,12 @@ class ProgressLine:
 def _bar(stage: int, total: int) -> Any:
     from tqdm import tqdm  # imported late: most calls show nothing
 
-    unit = "image" if stage == STAGE_ENCODE else "token"
-    counts = "" if stage == STAGE_LOAD else " {n_fmt}/{total_fmt} " + unit + "s"  # loading counts in permille
+    label, unit = _STAGES.get(stage, ("working", ""))
+    counts = " {n_fmt}/{total_fmt} " + unit if unit else ""
     return tqdm(
         total=total,
-        desc=_LABELS.get(stage, "working"),
+        desc=label,
+        unit_scale=unit == "B",
         delay=_DELAY_S,
         leave=False,
         file=sys.stderr,

@@ -13,7 +13,7 @@ from ._custom import kept_sets
 from ._engine import Engine, Progress
 from ._options import Options
 from ._progress import ProgressLine
-from ._structs import Compression, Scores
+from ._structs import Compression, Scores, Span
 from .errors import ArgumentError, ProjectorError, UnsupportedError
 from .report import Report
 
@@ -57,11 +57,8 @@ class Session:
         marker = self._engine.marker() if self.info.vision else ""
         if marker and marker in question:
             raise ArgumentError(f"the question must not contain {marker!r}, which stands for an image")
-        if images and not self.info.vision:
-            raise ProjectorError(
-                f"{self._model_name} was loaded without a projector and cannot see images; "
-                "put its mmproj GGUF file beside it, or name it (mmproj=, --mmproj)"
-            )
+        if images:
+            self._require_vision()
         choice = options.choice
         method = choice.engine(options.keep) if images else None
         if method is not None and not self.info.can_compress:
@@ -85,6 +82,22 @@ class Session:
             cells = sum(one.n_prompt + len(one.tokens) for one in self.turns)
             report.kv_bytes_full = cells * self.info.kv_bytes_per_token
         return turn, report
+
+    def spans(self, image: NDArray[np.uint8]) -> list[Span]:
+        """What one picture would become.
+
+        Raises:
+            ProjectorError: The model has no projector.
+        """
+        self._require_vision()
+        return self._engine.layout(self._engine.marker(), [image]).spans
+
+    def _require_vision(self) -> None:
+        if not self.info.vision:
+            raise ProjectorError(
+                f"{self._model_name} was loaded without a projector and cannot see images; "
+                "put its mmproj GGUF file beside it, or name it (mmproj=, --mmproj)"
+            )
 
     def _catch_up(self, progress: Progress) -> None:
         """Brings the engine to the end of the last answer.

@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Sequence
 from typing import Literal, overload
 
+import numpy as np
+
 from . import _files, _log, _rpc
 from ._checks import whole
 from ._choice import choose
@@ -18,7 +20,7 @@ from ._engine import Engine
 from ._options import Options
 from ._progress import ProgressLine
 from ._session import Session
-from ._structs import Info
+from ._structs import Info, Span
 from .answer import Answer, AnswerStream
 from .errors import ArgumentError, StateError
 from .images import Picture, load_images
@@ -115,6 +117,28 @@ class Chat:
     def info(self) -> Info:
         """What was loaded."""
         return self._session.info
+
+    def spans(self, size: tuple[int, int]) -> list[Span]:
+        """The runs of visual tokens that one picture of this size would become; evaluates nothing.
+
+        Args:
+            size: width and height in pixels.
+
+        Raises:
+            ArgumentError: The size is not two whole numbers from 1 to 32768, or the model cannot take it.
+            ProjectorError: The model has no projector.
+            StateError: As for `ask`.
+        """
+        try:
+            width, height = size
+        except (TypeError, ValueError):
+            raise ArgumentError(f"size must be (width, height) in pixels, got {size!r}") from None
+        blank = np.zeros((whole("height", height, 1, 1 << 15), whole("width", width, 1, 1 << 15), 3), np.uint8)
+        lease = self._acquire()
+        try:
+            return self._session.spans(blank)
+        finally:
+            lease.release()
 
     # fmt: off
     @overload

@@ -1,4 +1,4 @@
-"""The command line: ``pyaircache ask``, ``methods``, ``info`` and ``serve``.
+"""The command line: ``pyaircache ask``, ``methods``, ``info``, ``convert`` and ``serve``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong usage or argument, 130 Ctrl-C, 1 any other
 error.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,11 @@ from PIL import Image
 
 from . import __version__, _engine
 from ._choice import FULL, refined
+from ._info import describe, lines
 from .answer import Answer
 from .chat import Chat
+from .convert import MMPROJ_TYPES, TEXT_TYPES
+from .convert import convert as convert_folder
 from .errors import ArgumentError, EngineError, PyAircacheError
 from .images import Picture
 from .method import ALLOCATIONS, Method
@@ -209,20 +213,45 @@ def methods() -> None:
 
 @main.command()
 @click.argument("model", metavar="MODEL.gguf")
-@click.option("--mmproj", metavar="GGUF", help="Vision projector; default: the one in the model's folder.")
+@click.argument("mmproj", metavar="[MMPROJ.gguf]", required=False)
+@click.option("--mmproj", "named", metavar="GGUF", help="Vision projector; default: the one in the model's folder.")
+@click.option("--image-size", "sizes", metavar="WxH", multiple=True, help="What a picture of W x H pixels becomes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
-def info(model: str, mmproj: str | None, as_json: bool, verbose: bool) -> None:
+def info(
+    model: str, mmproj: str | None, named: str | None, sizes: tuple[str, ...], as_json: bool, verbose: bool
+) -> None:
     """Show what MODEL.gguf is, and whether its visual cache can be compressed."""
-    with Chat(model, mmproj, n_ctx=512, n_gpu_layers=0, verbose=verbose) as chat:
-        fields = chat.info.to_dict()
-    del fields["n_ctx"]  # that of this look, not of the model
-    if as_json:
-        click.echo(json.dumps(fields))
-        return
-    for name, value in fields.items():
-        if name != "why_not" or value:
-            click.echo(f"{name.replace('_', ' '):<20} {_shown(value)}")
+    if mmproj is not None and named is not None:
+        raise click.UsageError("the projector is given twice")
+    pictures = [_size(text) for text in sizes]
+    with Chat(model, mmproj or named, n_ctx=512, n_gpu_layers=0, verbose=verbose) as chat:
+        fields = describe(chat, pictures)
+    click.echo(json.dumps(fields) if as_json else "\n".join(lines(fields)))
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
+    if match is None:
+        raise click.UsageError(f"--image-size {text}: must be width and height in pixels, such as 640x480")
+    return int(match[1]), int(match[2])
+
+
+@main.command()
+@click.argument("source", metavar="HF_DIR")
+@click.option("-o", "--out", metavar="OUT", required=True, help="Folder for the files; made if need be.")
+@click.option("--outtype", default="f16", show_default=True, help=f"Language model: {', '.join(TEXT_TYPES)}.")
+@click.option("--mmproj-outtype", default="f16", show_default=True, help=f"Projector: {', '.join(MMPROJ_TYPES)}.")
+@click.option("--only", default="both", show_default=True, help="text or mmproj: write one of the two files.")
+@click.option("--name", help="Name of the files and of the model; default: the folder's.")
+@click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's word splitter, such as qwen2; default: detected.")
+@click.option("--force", is_flag=True, help="Overwrite files that are there.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the converter's log on stderr.")
+def convert(source: str, out: str, **options: Any) -> None:
+    """Convert the Hugging Face model folder HF_DIR to GGUF: language model and projector. Prints their paths."""
+    for path in convert_folder(source, out, **options):
+        if path is not None:
+            click.echo(path)
 
 
 @main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -234,12 +263,6 @@ def serve(options: tuple[str, ...]) -> None:
     --aircache-keep 0.1 compresses what images leave in the cache.
     """
     start_server(options)
-
-
-def _shown(value: bool | int | str) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else value or "-"
 
 
 if __name__ == "__main__":

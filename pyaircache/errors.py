@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "ArgumentError",
     "ContextError",
+    "ConversionError",
     "EngineError",
     "ImageError",
     "ImageNotFoundError",
@@ -45,6 +46,10 @@ class ModelError(PyAircacheError):
 
 class ModelNotFoundError(ModelError, FileNotFoundError):
     """A model or projector file does not exist."""
+
+
+class ConversionError(PyAircacheError):
+    """A model folder cannot be converted, or the files cannot be written; the message says why."""
 
 
 class ProjectorError(PyAircacheError):

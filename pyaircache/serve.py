@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
-from . import _ffi, _files
-from .errors import EngineError
+from . import _files
 
 SERVER = "llama-server"
 _MODEL = ("-m", "--model")
@@ -16,21 +14,6 @@ _ELSEWHERE = ("-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-dr", "--docker
 _ELSEWHERE_ENV = ("LLAMA_ARG_HF", "LLAMA_ARG_MODEL_", "LLAMA_ARG_DOCKER", "LLAMA_ARG_MODELS")
 _MMPROJ = ("-mm", "--mmproj", "-mmu", "--mmproj-url", "--no-mmproj")
 _ANSWERS = ("-h", "--help", "--usage", "--version", "--list-devices", "-cl", "--cache-list", "--completion-bash")
-
-
-def find_server() -> Path:
-    """Path of llama-server: in the folder ``PYAIRCACHE_BIN``, else in the package's ``bin`` folder.
-
-    Raises:
-        EngineError: It is in none of these places.
-    """
-    override = os.environ.get("PYAIRCACHE_BIN")
-    folders = [Path(override)] if override else [folder / "bin" for folder in _ffi.package_dirs()]
-    for folder in folders:
-        if (folder / SERVER).is_file():
-            return folder / SERVER
-    places = ", ".join(map(str, folders))
-    raise EngineError(f"{SERVER} was not found in {places}; reinstall pyaircache, or set PYAIRCACHE_BIN to its folder")
 
 
 def command(args: Sequence[str]) -> list[str]:
@@ -42,7 +25,7 @@ def command(args: Sequence[str]) -> list[str]:
         ModelError: A file is not a GGUF.
         ProjectorError: Several projectors fit equally well.
     """
-    line = [str(find_server()), *args]
+    line = [str(_files.find_program(SERVER)), *args]
     if _given(args, _ANSWERS) or _given(args, _ELSEWHERE):
         return line
     model = _value(args, _MODEL) or os.environ.get("LLAMA_ARG_MODEL")

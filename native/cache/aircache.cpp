@@ -3,6 +3,7 @@
 #include "llama-context.h"
 #include "llama-impl.h"
 #include "llama-kv-cache-iswa.h"
+#include "llama-memory-hybrid-iswa.h"
 #include "llama-memory-hybrid.h"
 #include "llama-memory-recurrent.h"
 #include "llama-model.h"
@@ -27,13 +28,16 @@ std::string llama_aircache::unsupported(llama_context * lctx) {
     if (dynamic_cast<llama_kv_cache_iswa *>(mem)) {
         return "sliding-window caches are not supported";
     }
-    if (dynamic_cast<llama_memory_hybrid *>(mem) || dynamic_cast<llama_memory_recurrent *>(mem)) {
-        return "recurrent and hybrid memories are not supported";
+    if (dynamic_cast<llama_memory_hybrid *>(mem) || dynamic_cast<llama_memory_hybrid_iswa *>(mem)) {
+        return "hybrid memories (attention and recurrent layers) are not supported";
+    }
+    if (dynamic_cast<llama_memory_recurrent *>(mem)) {
+        return "recurrent memories are not supported: they have no cells to evict";
     }
 
     auto * kv = dynamic_cast<llama_kv_cache *>(mem);
     if (!kv) {
-        return "this model's kind of memory is not supported";
+        return "caches of sparse attention are not supported"; // those with an index beside K and V
     }
 
     const auto & hparams = lctx->get_model().hparams;

@@ -3,7 +3,9 @@
 
 #include "cache/aircache.h"
 #include "graph/aircache-run.h"
+#include "llama-arch.h"
 #include "llama-context.h"
+#include "llama-model.h"
 #include "policy/policy.h"
 
 #include <algorithm>
@@ -100,7 +102,8 @@ static llama_aircache * open(llama_context * ctx, llama_seq_id seq, int32_t & st
     std::string reason;
     auto * air = llama_aircache::get(ctx, reason);
     if (!air) {
-        status = fail(LLAMA_AIRCACHE_UNSUPPORTED, "the KV cache cannot be compressed: %s", reason.c_str());
+        status = fail(LLAMA_AIRCACHE_UNSUPPORTED, "the KV cache of a %s model cannot be compressed: %s",
+                llm_arch_name(ctx->get_model().arch), reason.c_str());
         return nullptr;
     }
     if (!air->seq_valid(seq)) {

@@ -170,6 +170,14 @@ int32_t pac_count_tokens(pac_engine * engine, const char * text, const struct pa
     });
 }
 
+int32_t pac_layout(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images, struct pac_prompt_info * out) {
+    return guarded([&] {
+        require(engine && text && out && (images || n_images == 0) && n_images >= 0, "engine, text, images or out is null");
+        require(engine->vision != nullptr, "the model was loaded without a projector (mmproj)");
+        engine->layout(text, images, n_images, *out);
+    });
+}
+
 int32_t pac_prompt(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
         int32_t reserve, const struct pac_method * observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out) {
     return guarded([&] {

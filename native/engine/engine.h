@@ -48,6 +48,7 @@ struct pac_engine {
     mtmd::input_chunks_ptr tokenize(const char * text, const pac_image * images, int32_t n_images) const;
     void prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * observe,
             pac_progress_callback progress, void * user_data, pac_prompt_info & out);
+    void layout(const char * text, const pac_image * images, int32_t n_images, pac_prompt_info & out);
     void decode(int32_t token);
     int32_t sample(float temperature, uint32_t seed);
     const float * logits() const;
@@ -85,6 +86,7 @@ struct pac_engine {
     int32_t n_decodes      = 0;
 
     // results handed out
+    std::vector<pac_span> planned;
     std::vector<float>   scores;
     std::vector<double>  alive;
     std::vector<int32_t> n_elite;

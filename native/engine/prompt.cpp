@@ -73,6 +73,14 @@ std::vector<chunk> list_chunks(const mtmd_input_chunks * chunks) {
     return res;
 }
 
+// the run of a media chunk: the n-th of the prompt, its first token and position there
+pac_span make_span(const mtmd_context * vision, const chunk & c, int32_t n, int32_t first, llama_pos pos) {
+    const auto [nx, ny] = aircache_token_grid(vision, c.media);
+    // tiled models make several chunks of one picture, all with the picture's id
+    const char * id = mtmd_input_chunk_get_id(c.media);
+    return { id ? atoi(id) : n, first, c.n_tokens, nx, ny, pos, pos + c.n_pos };
+}
+
 std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const char * text, bool add_special) {
     const int32_t len = strlen(text);
 
@@ -87,6 +95,25 @@ std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const char * t
 }
 
 } // namespace
+
+void pac_engine::layout(const char * text, const pac_image * images, int32_t n_images, pac_prompt_info & out) {
+    const auto mtmd_chunks = tokenize(text, images, n_images);
+
+    out = {};
+    planned.clear();
+    llama_pos pos = n_pos;
+    for (const auto & c : list_chunks(mtmd_chunks.get())) {
+        if (c.media) {
+            planned.push_back(make_span(vision.get(), c, planned.size(), out.n_tokens, pos));
+            out.n_visual += c.n_tokens;
+        }
+        out.n_tokens += c.n_tokens;
+        pos          += c.n_pos;
+    }
+    out.n_past  = n_cells + out.n_tokens;
+    out.n_spans = planned.size();
+    out.spans   = planned.data();
+}
 
 void pac_engine::roll_back(llama_pos pos, int32_t cells) {
     llama_aircache_clear(ctx.get(), 0);
@@ -164,13 +191,8 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
 
     for (const auto & c : chunks) {
         if (c.media) {
-            const auto [nx, ny] = aircache_token_grid(vision.get(), c.media);
-            // tiled models make several chunks of one picture, all with the picture's id
-            const char * id = mtmd_input_chunk_get_id(c.media);
-            const int32_t image = id ? atoi(id) : n_media;
-            n_media++;
-            new_spans.push_back({ image, n_tokens, c.n_tokens, nx, ny, pos, pos + c.n_pos });
-            air_spans.push_back({ pos, pos + c.n_pos, nx });
+            new_spans.push_back(make_span(vision.get(), c, n_media++, n_tokens, pos));
+            air_spans.push_back({ pos, pos + c.n_pos, new_spans.back().nx });
             n_vis += c.n_tokens;
         } else if (!new_spans.empty()) {
             // of the template: control tokens, and all from the end of the user's turn on

@@ -180,6 +180,11 @@ PAC_API int32_t      pac_method_by_name(const char * name, struct pac_method * o
 PAC_API int32_t pac_count_tokens(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
         int32_t * n_cells);
 
+// What pac_prompt would make of a prompt: its spans, tokens and n_past, without evaluating anything (the times are 0).
+// The spans are valid until the next call. Pixels do not matter here, sizes do.
+PAC_API int32_t pac_layout(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
+        struct pac_prompt_info * out);
+
 // Appends a prompt to the conversation and evaluates it. reserve: cells that must stay free for the answer.
 // observe: the method that pac_score will use, or NULL; without it, or without images, this is a plain prefill.
 // On failure the conversation is as it was before the call (PAC_ERR_CONTEXT: nothing was evaluated at all).
