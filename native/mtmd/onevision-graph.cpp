@@ -16,6 +16,9 @@ struct clip_graph_onevision : clip_graph {
 
     ggml_cgraph * build() override;
 
+    ggml_tensor * linear(ggml_tensor * cur, ggml_tensor * w, ggml_tensor * b) const;
+    ggml_tensor * gelu(ggml_tensor * cur) const;
+    ggml_tensor * tower(ggml_tensor * cur, int n) const;
     ggml_tensor * encode(ggml_tensor * pixels);
     ggml_tensor * encode_all();
     ggml_tensor * resize(ggml_tensor * cur, int w, int h);
@@ -23,24 +26,56 @@ struct clip_graph_onevision : clip_graph {
     ggml_tensor * grid(ggml_tensor * cur);
 };
 
-// [tile, tile, 3, n] -> [n_embd, side*side, n]
+ggml_tensor * clip_graph_onevision::linear(ggml_tensor * cur, ggml_tensor * w, ggml_tensor * b) const {
+    cur = build_mm(w, cur);
+    return b ? ggml_add(ctx0, cur, b) : cur;
+}
+
+// The tanh form is x*sigmoid(x*s) with s = sqrt(8/pi)*(1 + 0.044715*x^2), which is silu(x*s)/s. On the CPU ggml_gelu
+// looks a value up in a table of F16, silu computes it.
+ggml_tensor * clip_graph_onevision::gelu(ggml_tensor * cur) const {
+    const float c = 1.5957691216057308f;
+    ggml_tensor * s = ggml_scale_bias(ctx0, ggml_sqr(ctx0, cur), 0.044715f*c, c);
+    return ggml_div(ctx0, ggml_silu(ctx0, ggml_mul(ctx0, cur, s)), s);
+}
+
+// SigLIP without its last norm, of n tiles: [n_embd, side*side*n]
+ggml_tensor * clip_graph_onevision::tower(ggml_tensor * cur, int n) const {
+    for (int il = 0; il < n_layer; ++il) {
+        const auto & layer = model.layers[il];
+
+        ggml_tensor * inp = cur;
+        cur = build_norm(inp, layer.ln_1_w, layer.ln_1_b, NORM_TYPE_NORMAL, eps, il);
+        ggml_tensor * q = ggml_reshape_4d(ctx0, linear(cur, layer.q_w, layer.q_b), d_head, n_head, side*side, n);
+        ggml_tensor * k = ggml_reshape_4d(ctx0, linear(cur, layer.k_w, layer.k_b), d_head, n_head, side*side, n);
+        ggml_tensor * v = ggml_reshape_4d(ctx0, linear(cur, layer.v_w, layer.v_b), d_head, n_head, side*side, n);
+        cur = build_attn(layer.o_w, layer.o_b, q, k, v, nullptr, kq_scale, il);
+        inp = ggml_add(ctx0, cur, inp);
+
+        cur = build_norm(inp, layer.ln_2_w, layer.ln_2_b, NORM_TYPE_NORMAL, eps, il);
+        cur = gelu(linear(cur, layer.ff_up_w, layer.ff_up_b));
+        cur = ggml_add(ctx0, linear(cur, layer.ff_down_w, layer.ff_down_b), inp);
+        cb(cur, "layer_out", il);
+    }
+    return cur;
+}
+
+// [tile, tile, 3, n] -> [width of the projector, side*side, n]
 ggml_tensor * clip_graph_onevision::encode(ggml_tensor * pixels) {
     const int n = pixels->ne[3];
 
-    ggml_tensor * cur = ggml_conv_2d(ctx0, model.patch_embeddings_0, pixels, patch_size, patch_size, 0, 0, 1, 1);
-    cur = ggml_reshape_3d(ctx0, cur, side*side, n_embd, n);
-    cur = ggml_cont(ctx0, ggml_transpose(ctx0, cur));
-    if (model.patch_bias) {
-        cur = ggml_add(ctx0, cur, model.patch_bias);
-    }
-
-    build_vit_opts opts;
-    opts.skip_post_ln = true; // the model takes the last block as it is
-    cur = build_vit(cur, side*side, NORM_TYPE_NORMAL, hparams.ffn_op, model.position_embeddings, nullptr, opts);
-
+    // the patches as columns: ggml_conv_2d would round them, and weights in F32, to F16
+    ggml_tensor * w = model.patch_embeddings_0;
+    ggml_tensor * cur = ggml_im2col(ctx0, w, pixels, patch_size, patch_size, 0, 0, 1, 1, true, GGML_TYPE_F32);
     cur = ggml_reshape_2d(ctx0, cur, cur->ne[0], side*side*n);
+    cur = linear(cur, ggml_reshape_2d(ctx0, w, cur->ne[0], n_embd), model.patch_bias);
+
+    cur = ggml_reshape_3d(ctx0, cur, n_embd, side*side, n);
+    cur = ggml_add(ctx0, cur, model.position_embeddings);
+    cur = tower(ggml_reshape_2d(ctx0, cur, n_embd, side*side*n), n);
+
     cur = build_ffn(cur, model.mm_0_w, model.mm_0_b, nullptr, nullptr, model.mm_2_w, model.mm_2_b, FFN_GELU_ERF, -1);
-    return ggml_reshape_3d(ctx0, cur, cur->ne[0], side*side, n);
+    return ggml_reshape_3d(ctx0, cur, n_mmproj_embd, side*side, n);
 }
 
 // A few tiles after each other: the tower's memory then is that of a few tiles. More parts would need a larger graph

@@ -30,8 +30,6 @@ TEMPLATE = (
 )
 _TYPED = re.compile(r"message\['role'\] \+ '( |\\n)'.*selectattr\('type', 'equalto', 'image'\)", re.S)
 
-_ACTIVATIONS = {"gelu_pytorch_tanh": True, "quick_gelu": False}  # as clip.use_gelu
-
 
 @ModelBase.register(ARCHITECTURE)
 class LlavaOnevisionTextModel(Qwen2Model):
@@ -69,7 +67,7 @@ class LlavaOnevisionVisionModel(MmprojModel):
         super().__init__(*args, **kwargs)
         config, tower, pixels = self.global_config, self.hparams, self.preprocessor_config
         _require("vision_config.model_type", tower.get("model_type"), "siglip_vision_model")
-        _require("vision_config.hidden_act", tower.get("hidden_act"), *_ACTIVATIONS)
+        _require("vision_config.hidden_act", tower.get("hidden_act"), "gelu_pytorch_tanh")
         _require("projector_hidden_act", config.get("projector_hidden_act"), "gelu")
         _require("vision_feature_select_strategy", config.get("vision_feature_select_strategy"), "full")
         _require("resample", pixels.get("resample", 3), 3)
@@ -80,10 +78,10 @@ class LlavaOnevisionVisionModel(MmprojModel):
 
         side = tower["image_size"]
         _require("size", pixels.get("size", {"height": side, "width": side}), {"height": side, "width": side})
-        self.pinpoints = config.get("image_grid_pinpoints") or pixels.get("image_grid_pinpoints")
-        if not self.pinpoints:
+        self.pinpoints = grids = config.get("image_grid_pinpoints") or pixels.get("image_grid_pinpoints")
+        if not grids:
             raise ValueError("config.json has no image_grid_pinpoints")
-        _require("image_grid_pinpoints of the preprocessor", pixels.get("image_grid_pinpoints", self.pinpoints), self.pinpoints)
+        _require("the preprocessor's image_grid_pinpoints", pixels.get("image_grid_pinpoints", grids), grids)
         if any(len(pair) != 2 or pair[0] % side or pair[1] % side for pair in self.pinpoints):
             raise ValueError(f"image_grid_pinpoints must be pairs of multiples of the tile's {side} pixels")
 
@@ -104,7 +102,7 @@ class LlavaOnevisionVisionModel(MmprojModel):
         writer = self.gguf_writer
         writer.add_clip_projector_type(PROJECTOR)
         writer.add_vision_attention_layernorm_eps(self.hparams.get("layer_norm_eps", 1e-6))
-        writer.add_vision_use_gelu(_ACTIVATIONS[self.hparams["hidden_act"]])
+        writer.add_vision_use_gelu(True)
         writer.add_vision_image_grid_pinpoints([n for height, width in self.pinpoints for n in (width, height)])
         writer.add_uint32(MAX_TILES, self.max_tiles)
 

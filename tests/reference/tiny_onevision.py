@@ -1,12 +1,11 @@
 """A small random LLaVA-OneVision as a Hugging Face folder and as the two GGUF files that our converter makes of it.
 
-Its tile has 5 x 5 tokens where the real model's has 27 x 27, and the same 6 x 6 grids; all else is the model's own:
-processor, tower, projector and packing are Hugging Face's.
+Its tile has 5 x 5 tokens where the real model's has 27 x 27, with the same grids of up to 6 x 6 tiles. Processor,
+tower, projector and packing are Hugging Face's.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,8 +23,9 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 ROOT = Path(__file__).resolve().parents[2]
 
 SHAPE = tiny.Shape(layers=4, heads=4, heads_kv=2, head_dim=32, sections=(4, 6, 6))  # without its sections
-PATCH, SIDE = 14, 5
+PATCH = 14
 TILE = 74  # pixels; like the real model's 384, no multiple of a patch
+REAL_TILE = 384
 MAX_TILES = 9
 MEAN, STD = (0.5, 0.45, 0.4), (0.5, 0.25, 0.3)  # the real model has 0.5 throughout, which hides a swapped channel
 
@@ -66,6 +66,7 @@ class Files:
     model: LlavaOnevisionForConditionalGeneration
     tokenizer: PreTrainedTokenizerFast
     processor: LlavaOnevisionImageProcessorPil
+    tile: int
     hf: Path
     text: Path
     mmproj: Path
@@ -81,24 +82,26 @@ class Files:
 
     @torch.no_grad()
     def video(self, frames: Sequence[Image.Image]) -> Tensor:
-        """[tokens, width] of one video. Its processor, which needs torchvision, resizes as that of single tiles does."""
-        square = [frame.resize((TILE, TILE), Image.Resampling.BICUBIC) for frame in frames]
+        """[tokens, width] of one video. Its processor would need torchvision; it squeezes frames as it does a base."""
+        square = [frame.resize((self.tile, self.tile), Image.Resampling.BICUBIC) for frame in frames]
         values = torch.from_numpy(np.stack([np.asarray(frame, dtype=np.float32) for frame in square]))
         values = (values / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
         return self.model.model.get_video_features(values.permute(0, 3, 1, 2)[None]).pooler_output[0]
 
 
-def pinpoints(largest: int = 6) -> list[list[int]]:
-    """All grids of up to largest x largest tiles, (height, width)."""
-    return [[TILE * y, TILE * x] for y in range(1, largest + 1) for x in range(1, largest + 1)]
+def grids(tile: int) -> list[list[int]]:
+    """The model's pinpoints, (height, width)."""
+    return [[tile * y, tile * x] for y in range(1, 7) for x in range(1, 7)]
 
 
-def save_tiny(folder: Path, seed: int = 0) -> Files:
+def save_tiny(folder: Path, seed: int = 0, tile: int = TILE, layer: int = -1) -> Files:
     """Makes a random model, saves it as Hugging Face does, and converts that.
 
     Args:
         folder: exists.
         seed: of the weights.
+        tile: pixels.
+        layer: the tower's layer that is projected.
     """
     hf = folder / "hf"
     width = SHAPE.heads * SHAPE.head_dim
@@ -108,7 +111,7 @@ def save_tiny(folder: Path, seed: int = 0) -> Files:
             "hidden_size": 64,
             "intermediate_size": 144,
             "patch_size": PATCH,
-            "image_size": TILE,
+            "image_size": tile,
             "num_hidden_layers": 3,
             "num_attention_heads": 2,
             "vision_use_head": False,
@@ -131,7 +134,8 @@ def save_tiny(folder: Path, seed: int = 0) -> Files:
         },
         image_token_index=IMAGE_ID,
         video_token_index=VIDEO_ID,
-        image_grid_pinpoints=pinpoints(),
+        image_grid_pinpoints=grids(tile),
+        vision_feature_layer=layer,
         vision_aspect_ratio=f"anyres_max_{MAX_TILES}",
         attn_implementation="eager",
     )
@@ -146,7 +150,7 @@ def save_tiny(folder: Path, seed: int = 0) -> Files:
         (hf / file).write_text(content, encoding="utf-8")
     (hf / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     processor = LlavaOnevisionImageProcessorPil(
-        size={"height": TILE, "width": TILE}, image_grid_pinpoints=pinpoints(), image_mean=MEAN, image_std=STD
+        size={"height": tile, "width": tile}, image_grid_pinpoints=grids(tile), image_mean=MEAN, image_std=STD
     )
     processor.save_pretrained(hf)
 
@@ -156,7 +160,7 @@ def save_tiny(folder: Path, seed: int = 0) -> Files:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tokenizer = PreTrainedTokenizerFast.from_pretrained(hf)
-    return Files(model, tokenizer, processor, hf, folder / "text.gguf", folder / "mmproj.gguf")
+    return Files(model, tokenizer, processor, tile, hf, folder / "text.gguf", folder / "mmproj.gguf")
 
 
 def random_picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -171,8 +175,3 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, text: str, counts: Sequence[i
     remaining = iter(counts)
     ids = tokenizer.encode(text, add_special_tokens=False)
     return torch.tensor([t for i in ids for t in ([i] * next(remaining) if i == IMAGE_ID else [i])])
-
-
-def config_json(files: Files) -> dict[str, object]:
-    """The folder's config.json."""
-    return json.loads((files.hf / "config.json").read_text(encoding="utf-8"))
