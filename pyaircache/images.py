@@ -14,7 +14,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import ImageError, ImageNotFoundError
 
 Picture = Union[str, "os.PathLike[str]", bytes, Image.Image, "NDArray[np.uint8]"]
-"""What counts as one picture: a path, a file's bytes, a Pillow image, or an array [H, W], [H, W, 3] or [H, W, 4]."""
+"""What counts as one picture: a path, a file's bytes, a Pillow image, or an array [H, W], [H, W, 3] or [H, W, 4].
+
+An array [frames, H, W, 3] is a video, for models that know videos; others read its frames as pictures.
+"""
 
 _TRANSPARENT_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 
@@ -45,12 +48,14 @@ def load_image(image: Picture) -> NDArray[np.uint8]:
     """Loads one picture: upright (EXIF), 8 bits per channel, transparency on white.
 
     Returns:
-        C-contiguous uint8 array [H, W, 3].
+        C-contiguous uint8 array [H, W, 3]; of a video [frames, H, W, 3].
 
     Raises:
         ImageNotFoundError: The file does not exist.
         ImageError: It is not a picture that can be used.
     """
+    if isinstance(image, np.ndarray) and image.ndim == 4:
+        return _video(image)
     if isinstance(image, np.ndarray):
         picture = _from_array(image)
     elif isinstance(image, Image.Image):
@@ -66,6 +71,12 @@ def load_image(image: Picture) -> NDArray[np.uint8]:
     if 0 in picture.size:
         raise ImageError(f"the image is empty: {picture.width} x {picture.height} pixels")
     return np.ascontiguousarray(picture, dtype=np.uint8)
+
+
+def _video(frames: NDArray[Any]) -> NDArray[np.uint8]:
+    if frames.dtype != np.uint8 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ImageError(f"a video is a uint8 array [frames, H, W, 3], not {frames.dtype} {list(frames.shape)}")
+    return np.ascontiguousarray(frames)
 
 
 def _open(source: Any, name: str) -> Image.Image:

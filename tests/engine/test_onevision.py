@@ -171,6 +171,28 @@ def test_another_layer(tmp_path: Path, opened: Callable[..., Engine]) -> None:
         np.testing.assert_allclose(got, want.numpy(), atol=FEATURE_ERROR, rtol=0)
 
 
+def test_video(files: tov.Files, engine: Engine) -> None:
+    """A quarter of a tile's tokens for each frame, one newline behind the last; a picture beside it is still alone."""
+    first, second = (np.stack([np.asarray(p) for p in pictures_of([(90, 60)] * n, seed=n)]) for n in (5, 1))
+    (picture,) = pictures_of([(200, 90)])
+    text = "<|im_start|>user {0}{0} {0}\nHi<|im_end|>".format(engine.marker())
+    engine.reset()
+    info = engine.prompt(text, [first, second, np.asarray(picture)])
+    assert [(span.image, span.n_tokens) for span in info.spans[:2]] == [(0, 5 * 9 + 1), (1, 9 + 1)]
+    frames = [[Image.fromarray(frame) for frame in video] for video in (first, second)]
+    want = torch.cat([files.video(frames[0]), files.video(frames[1]), *files.features(files.pixels([picture]))])
+    np.testing.assert_allclose(harness.image_embeddings(engine).numpy(), want.numpy(), atol=FEATURE_ERROR, rtol=0)
+
+
+def test_video_is_compressed(engine: Engine) -> None:
+    video = np.stack([np.asarray(p) for p in pictures_of([(90, 60)] * 6)])
+    engine.reset()
+    info = engine.prompt(f"<|im_start|>user {engine.marker()}\nHi<|im_end|>", [video], observe=True)
+    assert info.n_visual == 55
+    _, result = engine.compress(harness.engine_method(0.2))
+    assert result.budgets.sum() == round(0.2 * 4 * 55)
+
+
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
@@ -228,7 +250,7 @@ def test_eviction(files: tov.Files, engine: Engine, sizes: list[tuple[int, int]]
 
 
 def test_chat_template(files: tov.Files, engine: Engine) -> None:
-    """A message's text with markers makes the tokens of Hugging Face's template, with the newline behind the picture."""
+    """A message's text with markers makes the tokens of Hugging Face's template, its newline behind the picture too."""
     (picture,) = pictures_of([(30, 20)])
     texts = ["What is KIWI?", "It is 7.", "And now?"]
     turns = [("user", [{"type": "image"}, {"type": "text", "text": texts[0]}])]
