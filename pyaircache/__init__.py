@@ -33,6 +33,7 @@ from .errors import (
     StateError,
     UnsupportedError,
 )
+from .images import Video
 from .method import Method
 from .report import Report
 from .window import All, Elite, Last, Pool, Text, Visual, Window
@@ -69,6 +70,7 @@ __all__ = [
     "StateError",
     "Text",
     "UnsupportedError",
+    "Video",
     "Visual",
     "Window",
     "__version__",

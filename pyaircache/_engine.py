@@ -150,7 +150,7 @@ class Engine:
 
         Args:
             text: Rendered prompt; each marker is replaced by the next image.
-            images: uint8 [H, W, 3], C-contiguous.
+            images: uint8 [H, W, 3], C-contiguous; [frames, H, W, 3] is a video.
             reserve: Cells that must stay free for the answer.
             observe: The method that :meth:`score` or :meth:`compress` will use (True: the default one), or False.
             progress: Called between batches.
@@ -179,10 +179,12 @@ class Engine:
         items = self._ffi.new("struct pac_image[]", max(len(images), 1))
         buffers = []
         for i, image in enumerate(images):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.flags.c_contiguous:
-                raise ArgumentError("the engine takes C-contiguous uint8 images [H, W, 3]")
+            contiguous = image.dtype == np.uint8 and image.flags.c_contiguous
+            if not contiguous or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.shape[0] == 0:
+                raise ArgumentError("the engine takes C-contiguous uint8 images [H, W, 3] and videos [frames, H, W, 3]")
             buffers.append(self._ffi.from_buffer("uint8_t[]", image))
-            items[i].height, items[i].width, items[i].rgb = image.shape[0], image.shape[1], buffers[-1]
+            items[i].n_frames = image.shape[0] if image.ndim == 4 else 0
+            items[i].height, items[i].width, items[i].rgb = *image.shape[-3:-1], buffers[-1]
         return items, buffers
 
     # -- compression --------------------------------------------------------------------------------------------------

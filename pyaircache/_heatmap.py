@@ -71,6 +71,8 @@ def paint(
             raise ArgumentError(f"index {index} is outside the list of {len(image)} images")
         image = image[index]
     picture = load_image(image).astype(np.float64) / 255.0  # type: ignore[arg-type]  # [H, W, 3]
+    if picture.ndim == 4:
+        raise UnsupportedError("heatmaps are made of pictures, not of videos")
     height, width, _ = picture.shape
     grid = values[offset : offset + span.n_tokens].reshape(span.ny, span.nx)
     rows = np.arange(height) * span.ny // height

@@ -172,7 +172,7 @@ class Chat:
 
         Args:
             image: A path, a file's bytes, a Pillow image, a uint8 array [H, W, 3] (or [H, W], [H, W, 4]), a list of
-                these, or None.
+                these, or None; in each place a `Video` of them, too.
             question: The text of the question.
             keep: Share of this question's visual cells to keep instead of the Chat's own ``keep``.
             max_tokens: Longest answer, in tokens.

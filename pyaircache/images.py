@@ -13,8 +13,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError, ImageNotFoundError
 
-Picture = Union[str, "os.PathLike[str]", bytes, Image.Image, "NDArray[np.uint8]"]
-"""What counts as one picture: a path, a file's bytes, a Pillow image, or an array [H, W], [H, W, 3] or [H, W, 4]."""
+
+class Video:
+    """Frames of one video, for ``Chat.ask``: a model that knows videos spends fewer tokens on each than on a picture.
+
+    Others read the frames as that many pictures.
+
+    Args:
+        frames: Pictures of one size, in any form that ``Chat.ask`` takes; an array [frames, H, W, 3] is a list of them.
+    """
+
+    def __init__(self, frames: Sequence[Picture]) -> None:
+        self.frames = frames
+
+
+Picture = Union[str, "os.PathLike[str]", bytes, Image.Image, "NDArray[np.uint8]", Video]
+"""One picture: a path, a file's bytes, a Pillow image, an array [H, W], [H, W, 3] or [H, W, 4], a Video."""
 
 _TRANSPARENT_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 
@@ -45,12 +59,14 @@ def load_image(image: Picture) -> NDArray[np.uint8]:
     """Loads one picture: upright (EXIF), 8 bits per channel, transparency on white.
 
     Returns:
-        C-contiguous uint8 array [H, W, 3].
+        C-contiguous uint8 array [H, W, 3]; of a video [frames, H, W, 3].
 
     Raises:
         ImageNotFoundError: The file does not exist.
         ImageError: It is not a picture that can be used.
     """
+    if isinstance(image, Video):
+        return _frames(image)
     if isinstance(image, np.ndarray):
         picture = _from_array(image)
     elif isinstance(image, Image.Image):
@@ -66,6 +82,15 @@ def load_image(image: Picture) -> NDArray[np.uint8]:
     if 0 in picture.size:
         raise ImageError(f"the image is empty: {picture.width} x {picture.height} pixels")
     return np.ascontiguousarray(picture, dtype=np.uint8)
+
+
+def _frames(video: Video) -> NDArray[np.uint8]:
+    frames = [load_image(frame) for frame in video.frames]
+    sizes = sorted({(frame.shape[-2], frame.shape[-3]) for frame in frames})
+    if len(sizes) != 1 or frames[0].ndim != 3:
+        found = ", ".join(f"{width} x {height}" for width, height in sizes)
+        raise ImageError(f"a video has one frame or more, all pictures of one size, not {found or 'none'}")
+    return np.stack(frames)
 
 
 def _open(source: Any, name: str) -> Image.Image:

@@ -5,7 +5,33 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <functional>
+
+namespace {
+
+struct video {
+    const pac_image & image;
+    const std::string id;
+};
+
+// hands out the frames of a video, behind an empty text: without it a video before this one would go on with them
+int next_frame(size_t n, void * user_data, mtmd_bitmap ** out_bitmap, char ** out_text) {
+    const auto & cur = *(const video *) user_data;
+    if (n == 0) {
+        *out_text = strdup("");
+        return *out_text ? 0 : -2;
+    }
+    if (n > (size_t) cur.image.n_frames) {
+        return -1;
+    }
+    *out_bitmap = mtmd_bitmap_init(cur.image.width, cur.image.height, cur.image.rgb + (n - 1)*3*cur.image.width*cur.image.height);
+    mtmd_bitmap_set_id(*out_bitmap, cur.id.c_str());
+    mtmd_bitmap_set_mergeable(*out_bitmap, true);
+    return 0;
+}
+
+} // namespace
 
 mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image * images, int32_t n_images) const {
     const mtmd_input_text input = { text, strlen(text), /*.add_special =*/ n_pos == 0, /*.parse_special =*/ true };
@@ -19,14 +45,24 @@ mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image *
         throw std::logic_error("tokenize() is for models with a projector");
     }
 
+    std::deque<video> videos; // they stay where they are
     mtmd::bitmaps bitmaps;
     for (int32_t i = 0; i < n_images; ++i) {
         const auto & image = images[i];
         if (!image.rgb || image.width < 1 || image.height < 1 || (int64_t) image.width*image.height > (1 << 28)) {
             throw pac_error(PAC_ERR_ARGUMENT, pac_format("image %d is %d x %d: it needs pixels, at least 1 x 1 and at most 2^28", i, image.width, image.height));
         }
-        bitmaps.entries.emplace_back(mtmd_bitmap_init(image.width, image.height, image.rgb));
-        bitmaps.entries.back().set_id(std::to_string(i).c_str()); // which picture a tile belongs to
+        if (image.n_frames < 0 || image.n_frames > (1 << 30)/image.width/image.height) {
+            throw pac_error(PAC_ERR_ARGUMENT, pac_format("image %d has %d frames of %d x %d: at most 2^30 pixels are taken", i, image.n_frames, image.width, image.height));
+        }
+        const std::string id = std::to_string(i); // which picture a tile belongs to
+        if (image.n_frames > 0) {
+            videos.push_back({ image, id });
+            bitmaps.entries.emplace_back(mtmd_bitmap_init_lazy(vision.get(), id.c_str(), &videos.back(), next_frame));
+        } else {
+            bitmaps.entries.emplace_back(mtmd_bitmap_init(image.width, image.height, image.rgb));
+            bitmaps.entries.back().set_id(id.c_str());
+        }
     }
 
     auto ptrs = bitmaps.c_ptr();

@@ -121,7 +121,8 @@ PAC_API void    pac_string_free(char * string);
 struct pac_image {
     int32_t         width;
     int32_t         height;
-    const uint8_t * rgb; // [height, width, 3]
+    const uint8_t * rgb;      // [height, width, 3]
+    int32_t         n_frames; // 0: a picture; else a video: rgb is [n_frames, height, width, 3], with one marker in the text
 };
 
 // One run of visual tokens (a picture, or one tile of it).

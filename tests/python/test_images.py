@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pyaircache import ImageError, ImageNotFoundError
-from pyaircache.images import load_image, load_images
+from pyaircache.images import Video, load_image, load_images
 
 
 @pytest.fixture
@@ -70,6 +70,24 @@ def test_array_shapes(rgb):
 def test_what_is_no_picture(source, message):
     with pytest.raises(ImageError, match=message):
         load_image(source)
+
+
+def test_video(rgb):
+    frames = load_image(Video([rgb, Image.fromarray(rgb), rgb[:, ::-1]]))
+    np.testing.assert_array_equal(frames, np.stack([rgb, rgb, rgb[:, ::-1]]))
+    np.testing.assert_array_equal(load_image(Video(frames)), frames)
+    assert [array.ndim for array in load_images([rgb, Video([rgb])])] == [3, 4]
+
+
+@pytest.mark.parametrize("shapes", [[], [(4, 6, 3), (6, 4, 3)], [(4, 6, 2)]])
+def test_what_is_no_video(shapes):
+    with pytest.raises(ImageError):
+        load_image(Video([np.zeros(shape, np.uint8) for shape in shapes]))
+
+
+def test_video_in_a_video(rgb):
+    with pytest.raises(ImageError, match="one size"):
+        load_image(Video([Video([rgb])]))
 
 
 def test_missing_file(tmp_path):
