@@ -1,4 +1,4 @@
-// LLaVA-OneVision in mtmd: what the hooks of patches/0005 call.
+// LLaVA-OneVision in mtmd: what the hooks of patches/0004 call.
 //
 // A picture that is alone in its prompt is read twice: squeezed into one tile (the base), and fitted, padded in black,
 // into a grid of tiles. The grid's tokens are put together to one picture, rid of the padding, reduced when they are
