@@ -58,7 +58,7 @@ def weights(progress: float) -> dict[str, float]:
     fade = max(0.05, 1 - 1.6 * progress)
     return {
         "chars": fade,
-        "keys": 0.3 * max(0.1, 1 - 1.2 * progress),
+        "keys": 0.3 * min(1.0, max(0.1, 2.5 - 2.5 * progress)),
         "lookahead": 0.2 * max(0.0, 1 - 5 * progress),
         "pointer": 0.2,
     }
