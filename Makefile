@@ -2,7 +2,7 @@
 # make test    builds everything, also the unpatched libllama for comparison, and runs all tests
 # make lint    ruff and mypy
 # make build   only builds: the package is then importable from .venv and from here
-# make quality renews the tables of README.md and docs/quality.md with the bundled model (half an hour)
+# make quality renews the tables of README.md and docs/quality.md with the bundled model (a quarter of an hour)
 # make clean   removes what was built and fetched; make distclean .venv too
 #
 # Every target sets up .venv itself. CMAKE_ARGS="-DGGML_CUDA=ON" make build passes options to CMake.
@@ -34,7 +34,7 @@ test: build $(VENV)/tests.done stock
 
 quality: build $(VENV)/tests.done
 	$(PY) bench/quality.py --method aircache --update README.md
-	$(PY) bench/quality.py --pages 200 --update docs/quality.md
+	$(PY) bench/quality.py --pages 100 --update docs/quality.md
 
 lint: $(VENV)/lint.done
 	$(PY) -m ruff check

@@ -46,7 +46,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "last16+max5": ("last", {"window": Last(16), "pool": Pool("max", 5)}),
 }
 NAMED = ("aircache", "snapkv", "h2o", "prefixkv", "pyramidkv", "vlcache", "last", "random", "stride")
-PAGES, SEED, KEEPS, METHODS = 500, 1, (0.5, 0.25, 0.1, 0.05, 0.02), (*NAMED, *PRESETS)
+PAGES, SEED, KEEPS, METHODS = 500, 1, (0.25, 0.1, 0.05, 0.02), (*NAMED, *PRESETS)
 MAX_TOKENS = 16  # answers have up to eight tokens
 BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
 MARK = "quality"

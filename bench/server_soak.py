@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ROOT / "pyaircache" / "models" / "ledger-vl"
+MODELS = ROOT / "pyaircache" / "models" / "pages-vl"
 KEEPS = (0.05, 0.1, 0.3, 1.0)
 CANCELLED = "cancelled"
 
@@ -43,7 +43,7 @@ def running(server: Path, model: Path, slots: int) -> Iterator[tuple[httpx.Clien
         "-m",
         model,
         "--mmproj",
-        MODELS / "mmproj-ledger-vl-F16.gguf",
+        MODELS / "mmproj-pages-vl-F16.gguf",
         "--port",
         str(port),
         "--metrics",
@@ -127,7 +127,7 @@ def main() -> int:
         quantize = [
             args.server.parent / "llama-quantize",
             "--allow-requantize",
-            MODELS / "ledger-vl-Q8_0.gguf",
+            MODELS / "pages-vl-Q8_0.gguf",
             model,
             "F32",
         ]

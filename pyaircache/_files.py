@@ -9,7 +9,7 @@ from pathlib import Path
 from . import _ffi
 from .errors import EngineError, ModelError, ModelNotFoundError, ProjectorError
 
-BUNDLED_NAME = "ledger-vl"
+BUNDLED_NAME = "pages-vl"
 BUNDLED_MODEL = f"{BUNDLED_NAME}-Q8_0.gguf"
 BUNDLED_MMPROJ = f"mmproj-{BUNDLED_NAME}-F16.gguf"
 _MAGIC = b"GGUF"

@@ -13,8 +13,8 @@ KEEPS = (1.0, 0.5, 0.25, 0.10)
 HEATMAP = "heatmap.png"
 
 CAVEAT = """\
-This bundled model is tiny and suffers from compression much more than real models do in the paper.
-One page shows little: docs/quality.md has a table over 200 fresh pages, and the model's card says why."""
+This bundled model is tiny, and was trained so that a question looks at the whole of its answer (its card says how).
+One page shows little: README.md has a table over 500 fresh pages, docs/quality.md all methods."""
 
 
 def sample(folder: Path) -> tuple[Path, str, str]:

@@ -39,7 +39,7 @@ def program() -> Program:
 @pytest.fixture(scope="session")
 def f32_model(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled text model with its weights in F32: Q8_0 ones round activations, which makes small errors large."""
-    path = tmp_path_factory.mktemp("f32") / "ledger-vl-F32.gguf"
+    path = tmp_path_factory.mktemp("f32") / "bundled-F32.gguf"
     model, _ = _files.resolve(None, None)
     command = [program("llama-quantize"), "--allow-requantize", model, path, "F32"]
     done = subprocess.run(command, capture_output=True, text=True)

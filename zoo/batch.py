@@ -78,8 +78,9 @@ def make_batch(
     columns: int,
     branches: int,
     layout: str | None = None,
+    mix: dict[str, float] | None = None,
 ) -> Batch:
-    pages, pixels = zip(*(draw_page(rng, rows, columns, layout) for _ in range(n_pages)), strict=True)
+    pages, pixels = zip(*(draw_page(rng, rows, columns, layout, mix) for _ in range(n_pages)), strict=True)
     ids = np.full((n_pages, branches, BRANCH_LENGTH), vocabulary.pad, np.int64)
     labels = np.full_like(ids, IGNORE)
     last = np.zeros((n_pages, branches), np.int64)

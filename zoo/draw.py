@@ -29,10 +29,13 @@ def draw_size(rng: np.random.Generator) -> tuple[int, int]:
     return sizes[rng.integers(len(sizes))]
 
 
-def draw_page(rng: np.random.Generator, rows: int, columns: int, layout: str | None = None) -> tuple[Page, np.ndarray]:
+def draw_page(
+    rng: np.random.Generator, rows: int, columns: int, layout: str | None = None, mix: dict[str, float] | None = None
+) -> tuple[Page, np.ndarray]:
     """One page, drawn again until everything fits on it, and its pixels, uint8 [28 rows, 28 columns, 3]."""
+    mix = mix or MIX
     while True:
-        name = layout or str(rng.choice(list(MIX), p=list(MIX.values())))
+        name = layout or str(rng.choice(list(mix), p=list(mix.values())))
         page = new_page(rng, rows, columns)
         LAYOUTS[name](page)
         if all(t.edges[0] >= 0 and t.edges[-1] <= page.width for t in page.texts):

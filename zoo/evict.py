@@ -32,20 +32,19 @@ def importance(batch: Batch, seen: Seen, window: str = "elite") -> np.ndarray:
     """I of every layer, float32 [layers, B, K, N] (method.md, section 1)."""
     b, k, length = batch.ids.shape
     out = []
-    for visual, own, text, end in zip(seen.visual, seen.own, seen.text, seen.end, strict=True):
-        heads, _n = visual.shape[1], visual.shape[-1]
+    for logits, text, end in zip(seen.scores, seen.text, seen.end, strict=True):
+        n = logits.shape[-1] - text.shape[-1]
         if window == "elite":
             chosen = elite(batch, text)
         else:
             at = batch.last[..., None] - torch.arange(int(window.removeprefix("last:")))
             chosen = torch.zeros(b, k, length + 1).scatter_(-1, at.clamp(min=-1) + 1, 1.0).bool()
         # keys of an observer: the visual tokens and the window, as far as it sees them
-        keys = own * chosen[:, None, :, None, :]
-        share = visual / (visual.sum(-1, keepdim=True) + keys.sum(-1, keepdim=True))  # [B, H, K, L, N]
-        weight = chosen[..., 1:].to(share.dtype)
-        score = torch.einsum("bhkln,bkl->bkn", share, weight)
+        keys = logits[..., n:].masked_fill(~chosen[:, None, :, None, :], float("-inf"))
+        share = torch.cat((logits[..., :n], keys), -1).softmax(-1)[..., :n]  # [B, H, K, L, N]
+        score = torch.einsum("bhkln,bkl->bkn", share, chosen[..., 1:].to(share.dtype))
         score = score + chosen[..., :1] * end[..., :-1].sum(1)[:, None]
-        out.append(score / heads / chosen.sum(-1, keepdim=True))
+        out.append(score / share.shape[1] / chosen.sum(-1, keepdim=True))
     return torch.stack(out).float().numpy()
 
 

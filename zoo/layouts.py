@@ -25,7 +25,6 @@ ASK_PRICE = (
     "What did they pay for {}?",
     "Find the price of {}.",
 )
-ASK_ITEM = ("Which item costs {}?", "What was bought for {}?", "What costs {}?", "Find the item at {}.")
 ASK_CELL = (
     "What is {1} for {0}?",
     "How much is {0} in {1}?",
@@ -86,7 +85,8 @@ def value(rng: np.random.Generator, kind: str) -> str:
     if kind == "number":
         return number(rng, 4, 6)
     if kind == "code":
-        return "".join(chr(65 + c) for c in rng.integers(0, 26, 2)) + number(rng, 3, 4)
+        # one letter: pairs are one token or two, and were read wrong for as long as there were any
+        return chr(65 + rng.integers(0, 26)) + number(rng, 3, 4)
     if kind == "amount":
         return amount(rng)
     if kind == "name":
@@ -144,8 +144,6 @@ def receipt(page: Page) -> None:
         page.write(item, left, r, key=item)
         page.write(price, right, r, key=item, right=True)
         page.ask("receipt", pick(rng, ASK_PRICE).format(item), price)
-        if rng.random() < 0.15:
-            page.ask("item", pick(rng, ASK_ITEM).format(price), item)
     total = f"{sum(round(100 * float(p)) for p in prices) / 100:.2f}"
     y = (n + 1) * CELL
     page.draw.line((left, y, right, y), fill=(120, 120, 120))
@@ -206,11 +204,10 @@ def chart(page: Page) -> None:
         x = axis + span * tick / high
         page.draw.line((x, (n + 1) * CELL, x, (n + 1) * CELL + 4), fill=page.ink)
         page.write(str(tick), max(0, x - page.length(str(tick)) / 2), n + 1)
-    for _ in range(2):
-        a, b = sample(rng, range(n), 2)
-        larger = rng.random() < 0.5
-        winner = a if (values[a] > values[b]) == larger else b
-        page.ask("larger", pick(rng, ASK_LARGER if larger else ASK_SMALLER).format(names[a], names[b]), names[winner])
+    a, b = sample(rng, range(n), 2)
+    larger = rng.random() < 0.5
+    winner = a if (values[a] > values[b]) == larger else b
+    page.ask("larger", pick(rng, ASK_LARGER if larger else ASK_SMALLER).format(names[a], names[b]), names[winner])
 
 
 def signs(page: Page) -> None:

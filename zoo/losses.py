@@ -1,11 +1,11 @@
-"""What training minimises. The answer's next tokens; and, thrown away afterwards, three helpers:
+"""What training minimises. The answer's next tokens; and, thrown away afterwards, four helpers:
 
 chars       the vision tower's result at every cell tells the characters that it shows
-keys        after the second and the third layer it tells what it belongs to: the label of a value, row and column
+keys        the results of the second and the third text layer tell what a cell belongs to: the label of a value, row
+            and column of a number
 lookahead   the last prompt token tells the whole answer
 pointer     from the third layer on, the end of the question looks at all cells of the answer, and the answer's tokens
-            at some of them. Without it a model that reads letters well still took thousands of steps to find anything,
-            and its last prompt token looked at the first cell of an answer only.
+            at some of them. Without it a model that read letters well had found nothing after 500 steps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def keys_loss(net: Net, batch: Batch, seen: Seen) -> torch.Tensor:
     target = batch.keys[keyed].flatten()
     total = torch.zeros(())
     for layer in KEY_LAYERS:
-        cells = F.rms_norm(seen.cells[layer][keyed], seen.cells[layer].shape[-1:], eps=1e-6)
+        cells = F.rms_norm(seen.cells[layer][keyed], seen.features.shape[-1:], eps=1e-6)
         logits = net.linear(cells, net.keys).float().view(len(target), -1)
         total = total + F.cross_entropy(logits, target, ignore_index=IGNORE)
     return total / len(KEY_LAYERS)

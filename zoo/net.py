@@ -23,6 +23,7 @@ from zoo.tokens import VOCAB_SIZE, Vocabulary
 # over a dozen columns: with (4, 14, 14) no column of a table was ever found.
 ROPE_THETA = 100.0
 MROPE_SECTION = (4, 6, 22)
+COLUMN_HEADS = ((0, 2), (1, 0))  # layer, head
 EPS = 1e-6
 
 
@@ -90,6 +91,24 @@ def init_weights(model: Qwen2VLForConditionalGeneration) -> None:
                 if ".attn.proj" in name or "fc2" in name:
                     std /= math.sqrt(2 * n_vision)
                 p.normal_(0, std)
+        for layer, head in COLUMN_HEADS:
+            if head < model.config.text_config.num_attention_heads:
+                init_column_head(model, layer, head)
+
+
+def init_column_head(model: Qwen2VLForConditionalGeneration, layer: int, head: int) -> None:
+    """Biases with which a head attends along the column: 4 nats less for every one of the eight rotations that has
+    turned by a right angle. A number finds the head of its column by it; learned from nothing, such large biases take
+    longer than the whole run.
+    """
+    config = model.config.text_config
+    dim = config.hidden_size // config.num_attention_heads
+    kv = head * config.num_key_value_heads // config.num_attention_heads
+    attention = model.model.language_model.layers[layer].self_attn
+    first = sum(MROPE_SECTION[:2])  # of the rotations that turn with the column
+    with torch.no_grad():
+        attention.q_proj.bias[head * dim + first : head * dim + first + 8] += (4 * dim**0.5) ** 0.5
+        attention.k_proj.bias[kv * dim + first : kv * dim + first + 8] += (4 * dim**0.5) ** 0.5
 
 
 @dataclass
@@ -100,7 +119,10 @@ class Seen:
     hidden: torch.Tensor  # [B, K, L, hidden], normalised
     cells: list[torch.Tensor] = field(default_factory=list)  # per layer [B, N, hidden], its result at visual tokens
     visual: list[torch.Tensor] = field(default_factory=list)  # per layer [B, H, K, L, N]: attention to visual tokens
-    own: list[torch.Tensor] = field(default_factory=list)  # per layer [B, H, K, L, 1 + L]: to vision end and branch
+    scores: list[torch.Tensor] = field(
+        default_factory=list
+    )  # per layer [B, H, K, L, N + 1 + L]: before the softmax, to
+    # the visual tokens, the vision end token and the own branch
     text: list[torch.Tensor] = field(
         default_factory=list
     )  # per layer [B, K, 1 + L]: attention of the last prompt token
@@ -254,7 +276,7 @@ class Net(nn.Module):
             ob = ob.permute(0, 2, 3, 1, 4).reshape(b, k * length, heads * d)
             if look:
                 seen.visual.append(weights[..., visual])
-                seen.own.append(weights[..., prefix - 1 :])
+                seen.scores.append(torch.cat((to_prefix[..., n_before:], own), -1))
                 with torch.no_grad():
                     row = qp[:, :, -1:] * scale @ kp[:, :, n_before:].repeat_interleave(group, 1).transpose(-1, -2)
                     seen.end.append(row[:, :, 0].float().softmax(-1))

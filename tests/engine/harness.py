@@ -230,4 +230,4 @@ def bundled_files() -> tuple[Path, Path]:
 
 def follow_up(engine: Engine) -> None:
     """A second question without an image, where an answer was cut off."""
-    engine.prompt("<|im_end|>\n<|im_start|>user\nAnd what is KIWI?<|im_end|>\n<|im_start|>assistant\n")
+    engine.prompt("<|im_end|>\n<|im_start|>user\nAnd the next one?<|im_end|>\n<|im_start|>assistant\n")

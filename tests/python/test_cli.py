@@ -240,7 +240,7 @@ def test_bundled_model(engine, samples, tmp_path):
 def test_info_of_the_bundled_model(engine):
     files = _files.bundled_dir() / _files.BUNDLED_MODEL, _files.bundled_dir() / _files.BUNDLED_MMPROJ
     value = json.loads(process("info", *files, "--image-size", "560x280", "--json").communicate()[0])
-    assert value["family"] == "Qwen2-VL" and value["n_layers"] == 4 and value["vision"] is True
+    assert value["family"] == "Qwen2-VL" and value["n_layers"] == 6 and value["vision"] is True
     assert value["images"][0]["spans"] == [{"n_tokens": 200, "nx": 20, "ny": 10}]
 
 

@@ -55,7 +55,7 @@ def test_methods(engine, samples, method):
             assert bool(report.alive.size) == (getattr(method, "allocation", method) in ("vl", "vlcache"))
             again = chat.ask(sample.picture, sample.question, keep=keep)
             assert again == answer and (again.report.scores == report.scores).all()
-            chat.ask(None, "And AQCK?", max_tokens=2)  # goes on
+            chat.ask(None, "And the next one?", max_tokens=2)  # goes on
 
 
 def test_a_name_is_its_point_of_the_grid(engine, samples):
@@ -129,17 +129,17 @@ def test_policy_that_does_as_aircache_does(engine, samples):
 
     sample = samples[0]
     with Chat(keep=0.25, method=policy, n_threads=1) as mine, Chat(keep=0.25, n_threads=1) as theirs:
-        for question in (sample.question, "What is AQCK?"):
+        for question in (sample.question, "What is the total?"):
             a, b = (chat.ask(sample.picture, question) for chat in (mine, theirs))
             assert a == b and a.report.kv_bytes == b.report.kv_bytes
             np.testing.assert_array_equal(a.report.strength, b.report.strength)
             np.testing.assert_array_equal(a.report.skewness, b.report.skewness)
             for one, two in zip(a.report.kept, b.report.kept, strict=True):
                 np.testing.assert_array_equal(one, two)
-        a, b = (chat.ask(None, "And AQCK?", max_tokens=8) for chat in (mine, theirs))
+        a, b = (chat.ask(None, "And the next one?", max_tokens=8) for chat in (mine, theirs))
         mine._engine.reset()  # as after an interruption: brought back with the sets that were chosen
         mine._session.turns.pop()
-        assert mine.ask(None, "And AQCK?", max_tokens=8) == a == b
+        assert mine.ask(None, "And the next one?", max_tokens=8) == a == b
 
 
 def test_policy_that_fails_leaves_the_chat_usable(engine, samples):
@@ -155,12 +155,12 @@ def test_policy_that_fails_leaves_the_chat_usable(engine, samples):
     with Chat(keep=0.25, method=policy, n_threads=1) as chat:
         broken = False
         chat.ask(sample.picture, sample.question)
-        expected = chat.ask(None, "And AQCK?", max_tokens=8)
+        expected = chat.ask(None, "And the next one?", max_tokens=8)
         chat.ask(sample.picture, sample.question)
         broken = True
         with pytest.raises(LookupError, match="mine"):
             chat.ask(samples[1].picture, samples[1].question)
-        assert chat.ask(None, "And AQCK?", max_tokens=8) == expected
+        assert chat.ask(None, "And the next one?", max_tokens=8) == expected
         assert chat.ask(sample.picture, sample.question, keep=1.0) == sample.answer
 
 

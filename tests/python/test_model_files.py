@@ -74,4 +74,4 @@ def test_equally_good_projectors(tmp_path):
 
 def test_bundled_model():
     model, mmproj = _files.resolve(None, None)
-    assert (model.name, mmproj.name) == ("ledger-vl-Q8_0.gguf", "mmproj-ledger-vl-F16.gguf")
+    assert (model.name, mmproj.name) == ("pages-vl-Q8_0.gguf", "mmproj-pages-vl-F16.gguf")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "vendor" / "llama.cpp" / "tools" / "server" / "tests"
-MODELS = ROOT / "pyaircache" / "models" / "ledger-vl"
+MODELS = ROOT / "pyaircache" / "models" / "pages-vl"
 FILES = ["basic", "metrics", "security", "sleep", "ignore_eos", "kv_keep_only_active", "template", "tokenize"]
 FILES += ["completion", "slot_save", "ctx_shift"]
 
@@ -57,7 +57,7 @@ def run(server: Path, files: list[str], env: dict[str, str], port: int, seconds:
             "LLAMA_CACHE": folder,
             "PYTHONPATH": f"{folder}:{TESTS}",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "COMPARE_MODEL": str(MODELS / "ledger-vl-Q8_0.gguf"),
+            "COMPARE_MODEL": str(MODELS / "pages-vl-Q8_0.gguf"),
             "HF_ENDPOINT": "http://127.0.0.1:9",
             "MODEL_ENDPOINT": "http://127.0.0.1:9",
             "PORT": str(port),
@@ -85,7 +85,7 @@ def main() -> int:
     )
     args = parser.parse_args()
 
-    env = {"LLAMA_ARG_MMPROJ": str(MODELS / "mmproj-ledger-vl-F16.gguf")} if args.mmproj else {}
+    env = {"LLAMA_ARG_MMPROJ": str(MODELS / "mmproj-pages-vl-F16.gguf")} if args.mmproj else {}
     columns = {"stock": (args.stock, env), "ours": (args.ours, env)}
     for keep in ("1.0", "0.1"):
         columns[f"keep {keep}"] = (args.ours, {**env, "LLAMA_ARG_AIRCACHE_KEEP": keep})

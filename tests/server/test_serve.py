@@ -31,7 +31,7 @@ def folder(program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> P
 def test_command(folder: Path) -> None:
     line = command(["--port", "1"])
     assert line[0] == str(folder / "llama-server")
-    assert [Path(line[i]).name for i in (4, 6)] == ["ledger-vl-Q8_0.gguf", "mmproj-ledger-vl-F16.gguf"]
+    assert [Path(line[i]).name for i in (4, 6)] == ["pages-vl-Q8_0.gguf", "mmproj-pages-vl-F16.gguf"]
     model = line[4]
     assert command(["-m", model])[3] == "--mmproj"  # found in the model's folder
     assert command(["-m", model, "--no-mmproj"])[1:] == ["-m", model, "--no-mmproj"]

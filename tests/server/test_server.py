@@ -37,7 +37,7 @@ def timings(answer: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("keep", KEEPS)
 def test_answers_as_the_python_engine_does(server: Server, pages: list[Page], f32_model: Path, keep: float) -> None:
-    mmproj = pages[0].path.parents[1] / "mmproj-ledger-vl-F16.gguf"
+    mmproj = pages[0].path.parents[1] / "mmproj-pages-vl-F16.gguf"
     with Chat(str(f32_model), str(mmproj), keep=keep, n_ctx=CTX, n_threads=1) as chat:
         for page in pages[:2]:
             answer = chat.ask(str(page.path), page.question, max_tokens=12)
@@ -116,7 +116,7 @@ def test_two_answers_to_one_prompt(server: Server, fresh: Fresh, pages: list[Pag
 def test_another_question_gets_cells_of_its_own(launch: Launch, fresh: Fresh, pages: list[Page]) -> None:
     page = pages[0]
     with launch("--aircache-keep", "0.1") as server:
-        for question in [page.question, "Value of YEIJMP?", page.question, "What is AQCKX?"]:
+        for question in [page.question, "What is the Order No?", page.question, "What is it?"]:
             answer = server.ask(page.ask(question))
             assert answer.choices[0].message.content == fresh(page.ask(question), 0.1)
             assert timings(answer)["cache_n"] == 0
@@ -138,7 +138,7 @@ def test_follow_ups_interleaved(launch: Launch, fresh: Fresh, pages: list[Page])
     talks = [page.ask() for page in pages[:2]]
     asked: list[list[list[dict[str, Any]]]] = [[], []]
     with launch("--aircache-keep", "0.1", slots=2) as server:
-        for turn, question in enumerate(("And the next row?", "Value of YEIJMP?", "")):
+        for turn, question in enumerate(("And the next row?", "What is the Order No?", "")):
             for i in range(2):
                 asked[i].append(talks[i])
                 answer = server.ask(talks[i])
@@ -153,7 +153,7 @@ def test_follow_ups_interleaved(launch: Launch, fresh: Fresh, pages: list[Page])
 def test_a_follow_up_whose_slot_is_gone(launch: Launch, fresh: Fresh, pages: list[Page]) -> None:
     with launch("--aircache-keep", "0.1") as server:
         text = server.text(pages[0].ask())
-        second = [*pages[0].ask(), {"role": "assistant", "content": text}, {"role": "user", "content": "GDJO?"}]
+        second = [*pages[0].ask(), {"role": "assistant", "content": text}, {"role": "user", "content": "Total?"}]
         server.text(pages[1].ask())
         assert server.text(second) == fresh(second, 0.1)
 
@@ -217,7 +217,7 @@ def test_a_broken_image(server: Server, fresh: Fresh, pages: list[Page]) -> None
 
 def test_a_prompt_that_is_too_long(server: Server, fresh: Fresh, pages: list[Page]) -> None:
     with pytest.raises(openai.BadRequestError, match="context size"):
-        server.ask(pages[0].ask("What is AQCK? " * CTX))
+        server.ask(pages[0].ask("What is it? " * CTX))
     assert server.text(pages[0].ask()) == fresh(pages[0].ask(), 0.1)
 
 
