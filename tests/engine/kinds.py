@@ -1,4 +1,4 @@
-"""Small random language models of kinds whose cache cannot be compressed, written as GGUF with ledger-vl's tokenizer.
+"""Small random language models of kinds whose cache cannot be compressed, written as GGUF with the bundled tokenizer.
 
 What they say means nothing; that they run and how they are refused is the point. All are 128 wide, so that the
 projector of tiny_internvl fits each.
@@ -15,7 +15,7 @@ from gguf import GGUFValueType
 
 from pyaircache._files import BUNDLED_MODEL, bundled_dir
 
-WIDTH, FEED_FORWARD, VOCABULARY = 128, 256, 288
+WIDTH, FEED_FORWARD, VOCABULARY = 128, 256, 1216
 HEADS, HEADS_KV, HEAD = 4, 2, 32
 LAYERS = 4
 INNER, STATE, RANK, KERNEL = 2 * WIDTH, 8, 4, 4  # of mamba

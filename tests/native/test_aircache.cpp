@@ -105,12 +105,15 @@ static float max_diff(const std::vector<float> & a, const std::vector<float> & b
 }
 
 // The rows are the same, but summed in another order: F16 sums in llama.cpp's flash attention on the CPU, and what later
-// tokens write to the cache is rounded to its type.
+// tokens write to the cache is rounded to its type. The bounds are those of tests/engine/test_modes.py, with the same model.
 static float tolerance() {
     if (ggml_is_quantized(type_kv)) {
-        return 6e-2f;
+        return 0.3f;
     }
-    return flash ? 2e-2f : type_kv == GGML_TYPE_F32 ? 1e-4f : 1e-2f;
+    if (flash || type_kv == GGML_TYPE_BF16) {
+        return 5e-2f;
+    }
+    return type_kv == GGML_TYPE_F32 ? 1e-4f : 1e-2f;
 }
 
 // prefix text, 90 "visual" tokens, question
