@@ -30,7 +30,8 @@ MODES = {
 # Q8_0 weights round the activations too, and a rounding that goes the other way is a step: 0.52 at most, at the 14th
 # token, after an answer of four. Logits differ by 10 and more between tokens.
 Q8_ERROR = 0.8
-TIE, Q8_TIE = 0.05, 0.3  # how far apart two tokens may be of which each way chooses another; with Q8_0 weights 0.19 was seen
+# How far apart two tokens may be of which each way chooses another; with Q8_0 weights 0.19 was seen.
+TIE, Q8_TIE = 0.05, 0.3
 KEEPS = (0.05, 0.3)
 N_TOKENS = 16
 
