@@ -35,7 +35,7 @@ def importance(batch: Batch, seen: Seen, window: str = "elite") -> np.ndarray:
     for logits, text, end in zip(seen.scores, seen.text, seen.end, strict=True):
         n = logits.shape[-1] - text.shape[-1]
         if window == "elite":
-            chosen = elite(batch, text)
+            chosen = elite(text)
         else:
             at = batch.last[..., None] - torch.arange(int(window.removeprefix("last:")))
             chosen = torch.zeros(b, k, length + 1).scatter_(-1, at.clamp(min=-1) + 1, 1.0).bool()
@@ -48,15 +48,14 @@ def importance(batch: Batch, seen: Seen, window: str = "elite") -> np.ndarray:
     return torch.stack(out).float().numpy()
 
 
-def kept(scores: np.ndarray, keep: float, allocation: str = "aircache") -> torch.Tensor:
-    """bool [layers, B, K, N]."""
+def kept(scores: np.ndarray, keep: float) -> torch.Tensor:
+    """What AirCache keeps for scores [layers, B, K, N], bool of the same shape; budgets and selection are the engine's."""
     layers, b, k, n = scores.shape
     out = torch.zeros(scores.shape, dtype=torch.bool)
     for i in range(b):
         for j in range(k):
             own = np.ascontiguousarray(scores[:, i, j])
-            method = Method(keep) if allocation == "aircache" else Method(keep, allocation=allocation)
-            for layer, cells in enumerate(select(own, allocate(method, own))):
+            for layer, cells in enumerate(select(own, allocate(Method(keep), own))):
                 out[layer, i, j, torch.from_numpy(cells.astype(np.int64))] = True
     return out
 
@@ -76,7 +75,7 @@ def evaluate(net: Net, batches: list[Batch], keeps: tuple[float, ...], windows: 
     for batch in batches:
         seen = net(batch, look=True)
         count("full", answer_loss(net, batch, seen)[1], batch)
-        elite_sizes.append([elite(batch, text).sum(-1).float().mean().item() for text in seen.text])
+        elite_sizes.append([elite(text).sum(-1).float().mean().item() for text in seen.text])
         layers, n = len(seen.visual), batch.rows * batch.columns
         none = torch.zeros(layers, *batch.ids.shape[:2], n, dtype=torch.bool)
         count("none", answer_loss(net, batch, net(batch, keep=none))[1], batch)

@@ -60,7 +60,7 @@ def lookahead_loss(net: Net, batch: Batch, seen: Seen) -> torch.Tensor:
     return F.cross_entropy(logits, batch.lookahead.flatten(), ignore_index=IGNORE)
 
 
-def elite(batch: Batch, text: torch.Tensor) -> torch.Tensor:
+def elite(text: torch.Tensor) -> torch.Tensor:
     """Elite tokens of one layer, bool [B, K, 1 + L] over vision end and branch."""
     return text >= ELITE_ALPHA * text.amax(-1, keepdim=True)
 
@@ -81,7 +81,7 @@ def pointer_loss(batch: Batch, seen: Seen) -> torch.Tensor:
     for i in layers:
         weights = seen.visual[i]
         share = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)  # every head's own distribution
-        window = elite(batch, seen.text[i])[..., 1:].float()  # the vision end token has not seen the question
+        window = elite(seen.text[i])[..., 1:].float()  # the vision end token has not seen the question
         asked = window / window.sum(-1, keepdim=True).clamp(min=1) + asking
         asked = asked / asked.sum(-1, keepdim=True)
         looks = torch.einsum("bhkln,bkl->bkn", share, asked.to(share.dtype)).float() / share.shape[1]

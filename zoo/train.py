@@ -1,7 +1,7 @@
 """Trains a small Qwen2-VL from scratch on rendered pages (README.md has the recipe of the bundled model).
 
-    python -m zoo.train OUT --steps 7000            # writes OUT/state.pt, OUT/log.jsonl
-    python -m zoo.train OUT --steps 7000            # goes on where it stopped
+    python -m zoo.train OUT --steps 4800            # writes OUT/state.pt, OUT/log.jsonl
+    python -m zoo.train OUT --steps 4800            # goes on where it stopped
 
 Every batch is drawn from the seed and the number of its step, so a run that was interrupted sees the same pages.
 """
@@ -136,7 +136,7 @@ def save(path: Path, state: dict) -> None:
 
 @click.command(help=__doc__)
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--steps", default=7000, show_default=True, type=click.IntRange(min=10), help="Of the whole run.")
+@click.option("--steps", default=4800, show_default=True, type=click.IntRange(min=10), help="Of the whole run.")
 @click.option("--seed", default=1, show_default=True, type=int)
 @click.option("--lr", default=1.5e-3, show_default=True, type=float, help="Highest learning rate.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1))
