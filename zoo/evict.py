@@ -49,7 +49,7 @@ def importance(batch: Batch, seen: Seen, window: str = "elite") -> np.ndarray:
 
 
 def kept(scores: np.ndarray, keep: float) -> torch.Tensor:
-    """What AirCache keeps for scores [layers, B, K, N], bool of the same shape; budgets and selection are the engine's."""
+    """What AirCache keeps for scores [layers, B, K, N], bool, same shape; budgets and selection are the engine's."""
     layers, b, k, n = scores.shape
     out = torch.zeros(scores.shape, dtype=torch.bool)
     for i in range(b):
