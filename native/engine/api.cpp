@@ -1,20 +1,46 @@
 // The C border: arguments are checked, exceptions become codes with a message.
 #include "engine.h"
 
+#include <algorithm>
+#include <condition_variable>
 #include <cstdarg>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <new>
 
-static thread_local std::string last_error;
+// fixed sizes: to keep a message must not fail for want of memory
+static thread_local char last_error[4096];
+static thread_local char logged_error[1024];
+
+// as much of the text as fits, cut between two characters
+template <size_t N>
+static void keep(char (&buf)[N], const char * text) {
+    size_t n = strnlen(text, N);
+    if (n == N) {
+        n--;
+        while (n > 0 && ((unsigned char) text[n] & 0xc0) == 0x80) {
+            n--;
+        }
+    }
+    memcpy(buf, text, n);
+    buf[n] = 0;
+}
 
 std::string pac_format(const char * fmt, ...) {
-    char buf[1024];
     va_list args;
     va_start(args, fmt);
-    vsnprintf(buf, sizeof(buf), fmt, args);
+    va_list again;
+    va_copy(again, args);
+    const int n = vsnprintf(nullptr, 0, fmt, args);
     va_end(args);
-    return buf;
+
+    std::string res(std::max(n, 0) + 1, 0);
+    vsnprintf(&res[0], res.size(), fmt, again);
+    va_end(again);
+    res.pop_back();
+    return res;
 }
 
 void pac_check(int32_t status) {
@@ -34,16 +60,16 @@ static int32_t guarded(F && f) {
         f();
         return PAC_OK;
     } catch (const pac_error & e) {
-        last_error = e.what();
+        keep(last_error, e.what());
         return e.status;
     } catch (const std::bad_alloc &) {
-        last_error = "out of memory";
+        keep(last_error, "out of memory");
         return PAC_ERR_MEMORY;
     } catch (const std::exception & e) {
-        last_error = e.what();
+        keep(last_error, e.what());
         return PAC_ERR_INTERNAL;
     } catch (...) {
-        last_error = "unknown error";
+        keep(last_error, "unknown error");
         return PAC_ERR_INTERNAL;
     }
 }
@@ -58,28 +84,54 @@ static void require(bool ok, const char * message) {
 // log: passed on, and the last error is kept for our own messages
 //
 
-static std::mutex       log_mutex;
-static pac_log_callback log_callback;
-static void           * log_user_data;
-static std::string      log_error;
+namespace {
+
+struct log_sink {
+    pac_log_callback callback  = nullptr;
+    void           * user_data = nullptr;
+    int32_t          n_running = 0; // calls under way
+};
+
+} // namespace
+
+static std::mutex                log_mutex; // of what follows; never held while a callback runs
+static std::condition_variable   log_returned;
+static std::shared_ptr<log_sink> log_current;
+static thread_local bool         log_inside; // this thread is in a callback
 
 static void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
-    const std::lock_guard<std::mutex> lock(log_mutex);
     if (level == GGML_LOG_LEVEL_ERROR) {
-        log_error = text;
-        while (!log_error.empty() && (log_error.back() == '\n' || log_error.back() == ' ')) {
-            log_error.pop_back();
+        keep(logged_error, text);
+        for (size_t n = strlen(logged_error); n > 0 && (logged_error[n - 1] == '\n' || logged_error[n - 1] == ' '); --n) {
+            logged_error[n - 1] = 0;
         }
     }
-    if (log_callback) {
-        log_callback(level, text, log_user_data);
+
+    std::shared_ptr<log_sink> sink;
+    {
+        const std::lock_guard<std::mutex> lock(log_mutex);
+        sink = log_current;
+        if (!sink || !sink->callback) {
+            return;
+        }
+        sink->n_running++;
+    }
+
+    const bool nested = log_inside;
+    log_inside = true;
+    sink->callback(level, text, sink->user_data);
+    log_inside = nested;
+
+    const std::lock_guard<std::mutex> lock(log_mutex);
+    if (--sink->n_running == 0) {
+        log_returned.notify_all();
     }
 }
 
+// of this thread: others may load something at the same time
 std::string pac_take_logged_error() {
-    const std::lock_guard<std::mutex> lock(log_mutex);
-    std::string res;
-    res.swap(log_error);
+    std::string res = logged_error;
+    logged_error[0] = 0;
     return res;
 }
 
@@ -89,12 +141,20 @@ static void route_log() {
 }
 
 void pac_log_set(pac_log_callback callback, void * user_data) {
-    {
-        const std::lock_guard<std::mutex> lock(log_mutex);
-        log_callback  = callback;
-        log_user_data = user_data;
-    }
-    route_log();
+    guarded([&] {
+        auto sink = std::make_shared<log_sink>();
+        sink->callback  = callback;
+        sink->user_data = user_data;
+        {
+            std::unique_lock<std::mutex> lock(log_mutex);
+            log_current.swap(sink);
+            // from within a callback there would be no end to it
+            if (sink && !log_inside) {
+                log_returned.wait(lock, [&] { return sink->n_running == 0; });
+            }
+        }
+        route_log();
+    });
 }
 
 //
@@ -102,7 +162,7 @@ void pac_log_set(pac_log_callback callback, void * user_data) {
 //
 
 const char * pac_last_error(void) {
-    return last_error.c_str();
+    return last_error;
 }
 
 const char * pac_version(void) {
@@ -139,7 +199,7 @@ int32_t pac_engine_info(const pac_engine * engine, struct pac_info * out) {
 }
 
 const char * pac_marker(const pac_engine * engine) {
-    return engine && engine->vision ? mtmd_get_marker(engine->vision.get()) : mtmd_default_marker();
+    return engine ? engine->marker.c_str() : mtmd_default_marker();
 }
 
 int32_t pac_apply_template(const pac_engine * engine, const struct pac_message * messages, int32_t n_messages,
@@ -149,6 +209,7 @@ int32_t pac_apply_template(const pac_engine * engine, const struct pac_message *
         for (int32_t i = 0; i < n_messages; ++i) {
             require(messages[i].role && messages[i].content, "a message has no role or no content");
         }
+        *out = nullptr;
         const std::string res = engine->apply_template(messages, n_messages, add_generation_prompt);
         *out = strdup(res.c_str());
         if (!*out) {
@@ -165,8 +226,7 @@ int32_t pac_count_tokens(pac_engine * engine, const char * text, const struct pa
     return guarded([&] {
         require(engine && text && n_cells && (images || n_images == 0) && n_images >= 0, "engine, text, images or n_cells is null");
         require(engine->vision != nullptr, "the model was loaded without a projector (mmproj)");
-        const auto chunks = engine->tokenize(text, images, n_images);
-        *n_cells = mtmd_helper_get_n_tokens(chunks.get());
+        *n_cells = engine->count_tokens(text, images, n_images);
     });
 }
 
@@ -263,7 +323,9 @@ int32_t pac_token_bytes(const pac_engine * engine, int32_t token, char * buffer,
         const auto * vocab = llama_model_get_vocab(engine->model.get());
         require(token >= 0 && token < llama_vocab_n_tokens(vocab), "no such token");
         n = llama_token_to_piece(vocab, token, buffer, size, 0, false);
-        require(n >= 0, "the buffer is too small for the token");
+        if (n < 0) {
+            throw pac_error(PAC_ERR_ARGUMENT, pac_format("token %d has %d bytes, the buffer %d", token, -n, size));
+        }
     });
     return status == PAC_OK ? n : status;
 }
@@ -272,6 +334,13 @@ int32_t pac_decode(pac_engine * engine, int32_t token) {
     return guarded([&] {
         require(engine, "engine is null");
         engine->decode(token);
+    });
+}
+
+int32_t pac_cancel(pac_engine * engine) {
+    return guarded([&] {
+        require(engine, "engine is null");
+        engine->cancelled = true;
     });
 }
 
@@ -290,8 +359,8 @@ int32_t pac_image_embeddings(pac_engine * engine, const float ** embd, int32_t *
             throw pac_error(PAC_ERR_STATE, "no embeddings: the last prompt held no image, or keep_embeddings was not set");
         }
         *embd     = engine->embeddings.data();
-        *n_tokens = engine->n_visual;
-        *n_embd   = engine->embeddings.size()/engine->n_visual;
+        *n_embd   = llama_model_n_embd_inp(engine->model.get());
+        *n_tokens = engine->embeddings.size() / *n_embd;
     });
 }
 

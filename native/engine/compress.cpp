@@ -1,11 +1,37 @@
 // Score, allocate, select, evict: the calls of llama-aircache.h with the engine's bookkeeping.
 #include "engine.h"
 
+#include <cstddef>
 #include <cstring>
 #include <numeric>
+#include <type_traits>
 
 // The two structs are the same, declared twice because pyaircache.h shows no llama.cpp type.
 static_assert(sizeof(pac_method) == sizeof(llama_aircache_method), "pac_method must follow llama_aircache_method");
+#define SAME(field) static_assert(offsetof(pac_method, field) == offsetof(llama_aircache_method, field) && \
+    std::is_same<decltype(pac_method::field), decltype(llama_aircache_method::field)>::value, #field " differs")
+SAME(keep);
+SAME(min_keep);
+SAME(window);
+SAME(window_n);
+SAME(alpha);
+SAME(elite_content);
+SAME(elite_last);
+SAME(score);
+SAME(keys);
+SAME(seed);
+SAME(text_weights);
+SAME(pool);
+SAME(pool_size);
+SAME(pool_2d);
+SAME(last_term);
+SAME(value_norm);
+SAME(diversity);
+SAME(allocation);
+SAME(uniform_share);
+SAME(rank);
+SAME(merge);
+#undef SAME
 
 llama_aircache_method pac_to_llama(const pac_method & m) {
     llama_aircache_method res;

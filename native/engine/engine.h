@@ -10,6 +10,7 @@
 #include "mtmd-helper.h"
 #include "mtmd.h"
 
+#include <atomic>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -45,7 +46,8 @@ struct pac_engine {
     std::string apply_template(const pac_message * messages, int32_t n_messages, bool add_generation_prompt) const;
 
     // prompt.cpp
-    mtmd::input_chunks_ptr tokenize(const char * text, const pac_image * images, int32_t n_images) const;
+    mtmd::input_chunks_ptr tokenize(const char * text, const pac_image * images, int32_t n_images, bool with_pixels) const;
+    int64_t count_tokens(const char * text, const pac_image * images, int32_t n_images) const;
     void prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * observe,
             pac_progress_callback progress, void * user_data, pac_prompt_info & out);
     void layout(const char * text, const pac_image * images, int32_t n_images, pac_prompt_info & out);
@@ -60,10 +62,19 @@ struct pac_engine {
     void evict(const int32_t * budgets, const int32_t * kept, double merge, bool mask_only, pac_compression & out);
     void compress(const pac_method & method, bool mask_only, pac_scores * scores_out, pac_compression & out);
 
+    // set by pac_cancel, from any thread; it counts while a prompt or a token is evaluated
+    std::atomic<bool> cancelled{false};
+    std::atomic<bool> cancellable{false};
+
+    bool must_stop() const { return cancelled && cancellable; }
+
     llama_model_ptr   model;
     llama_context_ptr ctx;
     mtmd::context_ptr vision; // null: text only
-    common_chat_templates_ptr templates;
+    common_chat_templates_ptr templates; // null: they are broken
+    std::string templates_error;         // why
+
+    std::string marker; // stands for an image; another one in every engine
 
     std::string description;
     std::string architecture;
@@ -97,7 +108,8 @@ struct pac_engine {
     std::vector<double>  skewness;
 
 private:
-    void roll_back(llama_pos pos, int32_t cells);
+    template <typename F> void evaluate(F && f);
+    bool roll_back(llama_pos pos, int32_t cells);
     void decode_text(const llama_token * tokens, size_t n, bool last, const std::function<void(int32_t)> & done);
 
     llama_sampler_ptr sampler;

@@ -1,6 +1,7 @@
 // Loading: every way a pair of files can be wrong gets its own message.
 #include "engine.h"
 
+#include "aircache-mtmd.h"
 #include "common.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
@@ -8,7 +9,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
+#include <random>
 #include <set>
+#include <shared_mutex>
 #include <sstream>
 
 #if defined(PAC_BACKEND_DL) && !defined(_WIN32)
@@ -39,8 +43,13 @@ static void load_backends() {
     ggml_backend_load_all();
 }
 
+// ggml's list of devices: read while models load, and no lock of its own
+static std::shared_mutex devices;
+
 static void add_rpc_servers(const char * servers) {
     static std::set<std::string> added; // a server can be registered once a process
+
+    const std::unique_lock<std::shared_mutex> lock(devices);
 
     auto * reg = ggml_backend_reg_by_name("RPC");
     auto * add = reg ? (ggml_backend_reg_t (*)(const char *)) ggml_backend_reg_get_proc_address(reg, "ggml_backend_rpc_add_server") : nullptr;
@@ -50,13 +59,13 @@ static void add_rpc_servers(const char * servers) {
 
     std::istringstream list(servers);
     for (std::string server; std::getline(list, server, ','); ) {
-        if (added.insert(server).second) {
+        if (!server.empty() && added.count(server) == 0) {
             auto * dev = add(server.c_str());
             if (!dev) {
-                added.erase(server);
                 throw pac_error(PAC_ERR_ARGUMENT, pac_format("no RPC server answers at %s", server.c_str()));
             }
             ggml_backend_register(dev);
+            added.insert(server);
         }
     }
 }
@@ -90,6 +99,20 @@ struct gguf_meta {
     }
 };
 
+constexpr int32_t MAX_CELLS = 1 << 24;
+
+void check_range(const char * name, int32_t value, int32_t lo, int32_t hi) {
+    if (value < lo || value > hi) {
+        throw pac_error(PAC_ERR_ARGUMENT, pac_format("%s is %d: it must be in [%d, %d]", name, value, lo, hi));
+    }
+}
+
+// no text holds it by chance or on purpose
+std::string random_marker() {
+    std::random_device random;
+    return pac_format("<__media_%08x%08x%08x%08x__>", random(), random(), random(), random());
+}
+
 struct load_progress {
     pac_progress_callback callback;
     void * user_data;
@@ -108,9 +131,11 @@ void pac_engine::load(const pac_engine_params & params) {
     if (!params.model) {
         throw pac_error(PAC_ERR_ARGUMENT, "no model given");
     }
-    if (params.n_ctx < 0 || params.n_batch < 0 || params.n_ubatch < 0 || params.n_threads < 0) {
-        throw pac_error(PAC_ERR_ARGUMENT, "n_ctx, n_batch, n_ubatch and n_threads must not be negative");
-    }
+    check_range("n_ctx",        params.n_ctx,         0, MAX_CELLS);
+    check_range("n_batch",      params.n_batch,       0, MAX_CELLS);
+    check_range("n_ubatch",     params.n_ubatch,      0, MAX_CELLS);
+    check_range("n_threads",    params.n_threads,     0, GGML_MAX_N_THREADS);
+    check_range("n_gpu_layers", params.n_gpu_layers, -1, INT32_MAX);
     if (params.flash_attn < -1 || params.flash_attn > 1) {
         throw pac_error(PAC_ERR_ARGUMENT, "flash_attn must be -1 (auto), 0 (off) or 1 (on)");
     }
@@ -124,8 +149,10 @@ void pac_engine::load(const pac_engine_params & params) {
     if (params.rpc_servers && *params.rpc_servers) {
         add_rpc_servers(params.rpc_servers);
     }
+    const std::shared_lock<std::shared_mutex> lock(devices);
 
     keep_embeddings = params.keep_embeddings;
+    marker          = random_marker();
 
     pac_take_logged_error();
 
@@ -167,7 +194,7 @@ void pac_engine::load(const pac_engine_params & params) {
     }
 
     // context
-    const int32_t n_threads = params.n_threads > 0 ? params.n_threads : common_cpu_get_num_physical_cores();
+    const int32_t n_threads = params.n_threads > 0 ? params.n_threads : std::clamp(common_cpu_get_num_physical_cores(), 1, GGML_MAX_N_THREADS);
 
     llama_context_params cparams = llama_context_default_params();
     cparams.n_ctx           = params.n_ctx > 0 ? params.n_ctx : std::min(32768, llama_model_n_ctx_train(model.get()));
@@ -181,6 +208,8 @@ void pac_engine::load(const pac_engine_params & params) {
     cparams.type_k          = type_k;
     cparams.type_v          = type_v;
     cparams.no_perf         = false; // counts graph reuse
+    cparams.abort_callback_data = this;
+    cparams.abort_callback      = [](void * user_data) { return ((const pac_engine *) user_data)->must_stop(); };
 
     ctx.reset(llama_init_from_model(model.get(), cparams));
     if (!ctx) {
@@ -196,6 +225,13 @@ void pac_engine::load(const pac_engine_params & params) {
         vparams.print_timings   = false;
         vparams.warmup          = false;
         vparams.flash_attn_type = (llama_flash_attn_type) params.flash_attn;
+        vparams.media_marker    = marker.c_str();
+        // The tower is evaluated layer by layer, so that it can be stopped: asked first which results are wanted, then
+        // with each of them, where false ends it.
+        vparams.cb_eval_user_data = this;
+        vparams.cb_eval = [](ggml_tensor * t, bool ask, void * user_data) {
+            return ask ? strncmp(t->name, "layer_out", strlen("layer_out")) == 0 : !((const pac_engine *) user_data)->must_stop();
+        };
 
         vision.reset(mtmd_init_from_file(params.mmproj, model.get(), vparams));
         if (!vision) {
@@ -206,7 +242,12 @@ void pac_engine::load(const pac_engine_params & params) {
         }
     }
 
-    templates = common_chat_templates_init(model.get(), "");
+    // a text can be asked about without them
+    try {
+        templates = common_chat_templates_init(model.get(), "");
+    } catch (const std::exception & e) {
+        templates_error = e.what();
+    }
 
     char buf[256];
     llama_model_desc(model.get(), buf, sizeof(buf));
@@ -256,5 +297,14 @@ std::string pac_engine::apply_template(const pac_message * messages, int32_t n_m
         inputs.messages.push_back(std::move(msg));
     }
 
-    return common_chat_templates_apply(templates.get(), inputs).prompt;
+    if (!templates) {
+        throw pac_error(PAC_ERR_MODEL, pac_format("the model's chat template is broken: %s", templates_error.c_str()));
+    }
+    try {
+        return common_chat_templates_apply(templates.get(), inputs).prompt;
+    } catch (const std::bad_alloc &) {
+        throw;
+    } catch (const std::exception & e) {
+        throw pac_error(PAC_ERR_MODEL, pac_format("the model's chat template cannot be applied: %s", e.what()));
+    }
 }

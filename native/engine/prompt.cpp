@@ -4,6 +4,7 @@
 #include "aircache-mtmd.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -13,7 +14,11 @@ namespace {
 struct video {
     const pac_image & image;
     const std::string id;
+    const bool with_pixels;
 };
+
+constexpr int32_t MAX_PIXELS = 1 << 28; // of a picture or frame
+constexpr int32_t MAX_TEXT   = 1 << 28; // bytes
 
 // hands out the frames of a video, behind an empty text: without it a video before this one would go on with them
 int next_frame(size_t n, void * user_data, mtmd_bitmap ** out_bitmap, char ** out_text) {
@@ -25,19 +30,25 @@ int next_frame(size_t n, void * user_data, mtmd_bitmap ** out_bitmap, char ** ou
     if (n > (size_t) cur.image.n_frames) {
         return -1;
     }
-    *out_bitmap = mtmd_bitmap_init(cur.image.width, cur.image.height, cur.image.rgb + (n - 1)*3*cur.image.width*cur.image.height);
+    *out_bitmap = mtmd_bitmap_init(cur.image.width, cur.image.height,
+            cur.with_pixels ? cur.image.rgb + (n - 1)*3*cur.image.width*cur.image.height : nullptr);
     mtmd_bitmap_set_id(*out_bitmap, cur.id.c_str());
     mtmd_bitmap_set_mergeable(*out_bitmap, true);
     return 0;
 }
 
+size_t text_length(const char * text) {
+    const size_t n = strnlen(text, MAX_TEXT + 1);
+    if (n > (size_t) MAX_TEXT) {
+        throw pac_error(PAC_ERR_ARGUMENT, pac_format("the text has more than %d bytes", MAX_TEXT));
+    }
+    return n;
+}
+
 } // namespace
 
-mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image * images, int32_t n_images) const {
-    const mtmd_input_text input = { text, strlen(text), /*.add_special =*/ n_pos == 0, /*.parse_special =*/ true };
-
-    mtmd::input_chunks_ptr chunks(mtmd_input_chunks_init());
-
+// without pixels mtmd lays everything out by the sizes alone
+mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image * images, int32_t n_images, bool with_pixels) const {
     if (!vision) {
         if (n_images > 0) {
             throw pac_error(PAC_ERR_PROJECTOR, "the model was loaded without a projector (mmproj): it can only be asked about text");
@@ -45,32 +56,57 @@ mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image *
         throw std::logic_error("tokenize() is for models with a projector");
     }
 
+    const mtmd_input_text input = { text, text_length(text), /*.add_special =*/ n_pos == 0, /*.parse_special =*/ true };
+
+    mtmd::input_chunks_ptr chunks(mtmd_input_chunks_init());
+
     std::deque<video> videos; // they stay where they are
     mtmd::bitmaps bitmaps;
     for (int32_t i = 0; i < n_images; ++i) {
         const auto & image = images[i];
-        if (!image.rgb || image.width < 1 || image.height < 1 || (int64_t) image.width*image.height > (1 << 28)) {
-            throw pac_error(PAC_ERR_ARGUMENT, pac_format("image %d is %d x %d: it needs pixels, at least 1 x 1 and at most 2^28", i, image.width, image.height));
+        if (with_pixels && !image.rgb) {
+            throw pac_error(PAC_ERR_ARGUMENT, pac_format("image %d has no pixels", i));
+        }
+        if (image.width < 1 || image.height < 1 || (int64_t) image.width*image.height > MAX_PIXELS) {
+            throw pac_error(PAC_ERR_ARGUMENT, pac_format("image %d is %d x %d: at least 1 x 1 and at most 2^28 pixels are taken", i, image.width, image.height));
+        }
+        try {
+            aircache_check_picture(vision.get(), image.width, image.height);
+        } catch (const std::exception & e) {
+            throw pac_error(PAC_ERR_ARGUMENT, pac_format("image %d: %s", i, e.what()));
         }
         if (image.n_frames < 0 || image.n_frames > (1 << 30)/image.width/image.height) {
             throw pac_error(PAC_ERR_ARGUMENT, pac_format("image %d has %d frames of %d x %d: at most 2^30 pixels are taken", i, image.n_frames, image.width, image.height));
         }
         const std::string id = std::to_string(i); // which picture a tile belongs to
         if (image.n_frames > 0) {
-            videos.push_back({ image, id });
+            videos.push_back({ image, id, with_pixels });
             bitmaps.entries.emplace_back(mtmd_bitmap_init_lazy(vision.get(), id.c_str(), &videos.back(), next_frame));
         } else {
-            bitmaps.entries.emplace_back(mtmd_bitmap_init(image.width, image.height, image.rgb));
+            bitmaps.entries.emplace_back(mtmd_bitmap_init(image.width, image.height, with_pixels ? image.rgb : nullptr));
             bitmaps.entries.back().set_id(id.c_str());
         }
     }
 
-    auto ptrs = bitmaps.c_ptr();
-    switch (mtmd_tokenize(vision.get(), chunks.get(), &input, ptrs.data(), ptrs.size())) {
-        case 0:  return chunks;
-        case 1:  throw pac_error(PAC_ERR_ARGUMENT, pac_format("the text has another number of image markers (%s) than the %d images given", mtmd_get_marker(vision.get()), n_images));
-        default: throw pac_error(PAC_ERR_ARGUMENT, pac_format("an image cannot be processed: %s", pac_take_logged_error().c_str()));
+    int32_t n_markers = 0;
+    for (const char * cur = text; (cur = strstr(cur, marker.c_str())); cur += marker.size()) {
+        n_markers++;
     }
+    if (n_markers != n_images) {
+        throw pac_error(PAC_ERR_ARGUMENT, pac_format("the text has %d image markers (pac_marker) for the %d images given", n_markers, n_images));
+    }
+
+    auto ptrs = bitmaps.c_ptr();
+    pac_take_logged_error();
+    if (mtmd_tokenize(vision.get(), chunks.get(), &input, ptrs.data(), ptrs.size()) != 0) {
+        throw pac_error(PAC_ERR_ARGUMENT, pac_format("an image cannot be processed: %s", pac_take_logged_error().c_str()));
+    }
+    return chunks;
+}
+
+int64_t pac_engine::count_tokens(const char * text, const pac_image * images, int32_t n_images) const {
+    const auto chunks = tokenize(text, images, n_images, /*with_pixels =*/ false);
+    return mtmd_helper_get_n_tokens(chunks.get());
 }
 
 namespace {
@@ -118,7 +154,7 @@ pac_span make_span(const mtmd_context * vision, const chunk & c, int32_t n, int3
 }
 
 std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const char * text, bool add_special) {
-    const int32_t len = strlen(text);
+    const int32_t len = text_length(text);
 
     std::vector<llama_token> res(len + 8);
     int32_t n = llama_tokenize(vocab, text, len, res.data(), res.size(), add_special, true);
@@ -133,7 +169,7 @@ std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const char * t
 } // namespace
 
 void pac_engine::layout(const char * text, const pac_image * images, int32_t n_images, pac_prompt_info & out) {
-    const auto mtmd_chunks = tokenize(text, images, n_images);
+    const auto mtmd_chunks = tokenize(text, images, n_images, /*with_pixels =*/ false);
 
     out = {};
     planned.clear();
@@ -151,21 +187,50 @@ void pac_engine::layout(const char * text, const pac_image * images, int32_t n_i
     out.spans   = planned.data();
 }
 
-void pac_engine::roll_back(llama_pos pos, int32_t cells) {
+// false: what was before is lost as well
+bool pac_engine::roll_back(llama_pos pos, int32_t cells) {
     llama_aircache_clear(ctx.get(), 0);
-
-    // what was compressed before lies behind pos, so this removes only the failed prompt
-    if (pos == 0 || !llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, pos, -1)) {
-        llama_memory_clear(llama_get_memory(ctx.get()), false);
-        pos   = 0;
-        cells = 0;
-    }
-
-    n_pos   = pos;
-    n_cells = cells;
 
     has_logits = false;
     observed   = false;
+
+    // what was compressed before lies behind pos, so this removes only what failed
+    if (pos == 0 || llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, pos, -1)) {
+        if (pos == 0) {
+            llama_memory_clear(llama_get_memory(ctx.get()), false);
+        }
+        n_pos   = pos;
+        n_cells = cells;
+        return true;
+    }
+    reset();
+    return false;
+}
+
+// runs f, which appends to the conversation; if that fails, all is as before
+template <typename F>
+void pac_engine::evaluate(F && f) {
+    const llama_pos pos   = n_pos;
+    const int32_t   cells = n_cells;
+
+    cancelled   = false;
+    cancellable = true;
+    try {
+        f();
+        llama_synchronize(ctx.get());
+        cancellable = false;
+    } catch (const std::exception & e) {
+        cancellable = false;
+        const auto * known = dynamic_cast<const pac_error *>(&e);
+        if (!roll_back(pos, cells)) {
+            throw pac_error(known ? known->status : PAC_ERR_INTERNAL, std::string(e.what()) + "; the conversation was reset");
+        }
+        throw;
+    } catch (...) {
+        cancellable = false;
+        roll_back(pos, cells);
+        throw;
+    }
 }
 
 void pac_engine::decode_text(const llama_token * tokens, size_t n, bool last, const std::function<void(int32_t)> & done) {
@@ -184,7 +249,13 @@ void pac_engine::decode_text(const llama_token * tokens, size_t n, bool last, co
             batch.seq_id  [j][0] = 0;
             batch.logits  [j]    = last && i + 1 == n;
         }
+        if (must_stop()) {
+            throw pac_error(PAC_ERR_CANCELLED, "cancelled");
+        }
         const int32_t res = llama_decode(ctx.get(), batch);
+        if (must_stop()) {
+            throw pac_error(PAC_ERR_CANCELLED, "cancelled"); // what an interrupted evaluation says does not matter
+        }
         if (res == 1) {
             throw pac_error(PAC_ERR_CONTEXT, pac_format("no %d free cells in the KV cache of %u", batch.n_tokens, llama_n_ctx(ctx.get())));
         }
@@ -204,11 +275,11 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
     mtmd::input_chunks_ptr mtmd_chunks; // owns what the image chunks point to
     std::vector<chunk> chunks;
     if (vision) {
-        mtmd_chunks = tokenize(text, images, n_images);
+        mtmd_chunks = tokenize(text, images, n_images, /*with_pixels =*/ true);
         chunks = list_chunks(mtmd_chunks.get());
     } else {
         if (n_images > 0) {
-            tokenize(text, images, n_images); // throws
+            tokenize(text, images, n_images, /*with_pixels =*/ true); // throws
         }
         chunks.emplace_back();
         chunks[0].tokens   = tokenize_text(vocab, text, n_pos == 0);
@@ -251,16 +322,16 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
     }
 
     const int32_t n_ctx = llama_n_ctx(ctx.get());
-    if (n_cells + n_tokens + reserve > n_ctx) {
+    const int64_t n_all = (int64_t) n_cells + n_tokens + reserve;
+    if (n_all > n_ctx) {
         throw pac_error(PAC_ERR_CONTEXT, pac_format("the prompt needs %d tokens (%d of them visual), the conversation holds %d and %d are "
-                "wanted for the answer: %d, but the context has %d cells. Use a larger n_ctx (at least %d), a smaller image, or a new conversation",
-                n_tokens, n_vis, n_cells, reserve, n_cells + n_tokens + reserve, n_ctx, (n_cells + n_tokens + reserve + 255)/256*256));
+                "wanted for the answer: %lld, but the context has %d cells. Use a larger n_ctx (at least %lld), a smaller image, or a new conversation",
+                n_tokens, n_vis, n_cells, reserve, (long long) n_all, n_ctx, (long long) (n_all + 255)/256*256));
     }
 
-    const llama_pos pos_before   = n_pos;
-    const int32_t   cells_before = n_cells;
+    std::vector<float> new_embeddings;
 
-    try {
+    evaluate([&] {
         observed   = false;
         has_logits = false;
         llama_aircache_clear(ctx.get(), 0); // of a prompt that was never compressed
@@ -271,14 +342,12 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
             observed = true;
         }
 
-        embeddings.clear();
-
         int32_t n_done    = 0;
         int32_t n_encoded = 0;
         double  us_encode = 0;
 
         const auto report = [&](int32_t stage, int32_t done, int32_t total) {
-            if (progress && !progress(stage, done, total, user_data)) {
+            if ((progress && !progress(stage, done, total, user_data)) || must_stop()) {
                 throw pac_error(PAC_ERR_CANCELLED, "cancelled");
             }
         };
@@ -299,14 +368,18 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
             llama_synchronize(ctx.get());
             const int64_t t_encode = llama_time_us();
             report(1, n_encoded, n_media);
-            if (mtmd_encode_chunk(vision.get(), c.media) != 0) {
+            const int32_t encoded = mtmd_encode_chunk(vision.get(), c.media);
+            if (must_stop()) {
+                throw pac_error(PAC_ERR_CANCELLED, "cancelled"); // the features are not complete
+            }
+            if (encoded != 0) {
                 throw pac_error(PAC_ERR_COMPUTE, pac_format("encoding an image failed: %s", pac_take_logged_error().c_str()));
             }
             report(1, ++n_encoded, n_media);
 
             float * embd = mtmd_get_output_embd(vision.get());
             if (keep_embeddings) {
-                embeddings.insert(embeddings.end(), embd, embd + (size_t) c.n_tokens*llama_model_n_embd_inp(model.get()));
+                new_embeddings.insert(new_embeddings.end(), embd, embd + (size_t) c.n_tokens*llama_model_n_embd_inp(model.get()));
             }
             us_encode += llama_time_us() - t_encode;
 
@@ -326,6 +399,9 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
             if (state.error) {
                 std::rethrow_exception(state.error);
             }
+            if (must_stop()) {
+                throw pac_error(PAC_ERR_CANCELLED, "cancelled");
+            }
             if (res != 0) {
                 throw pac_error(PAC_ERR_COMPUTE, pac_format("decoding an image failed (%d): %s", res, pac_take_logged_error().c_str()));
             }
@@ -338,12 +414,10 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
         out = {};
         out.ms_encode  = us_encode/1000;
         out.ms_prefill = (llama_time_us() - t_start - us_encode)/1000;
-    } catch (...) {
-        roll_back(pos_before, cells_before);
-        throw;
-    }
+    });
 
     has_logits  = true;
+    embeddings  = std::move(new_embeddings);
     spans       = std::move(new_spans);
     text_tokens = std::move(new_text);
     n_visual    = n_vis;
@@ -367,15 +441,7 @@ void pac_engine::decode(int32_t token) {
         throw pac_error(PAC_ERR_CONTEXT, pac_format("the context is full: %d of %u cells are in use. Use a larger n_ctx", n_cells, llama_n_ctx(ctx.get())));
     }
 
-    const llama_pos pos   = n_pos;
-    const int32_t   cells = n_cells;
-    try {
-        decode_text(&token, 1, true, [](int32_t) {});
-        llama_synchronize(ctx.get());
-    } catch (...) {
-        roll_back(pos, cells);
-        throw;
-    }
+    evaluate([&] { decode_text(&token, 1, true, [](int32_t) {}); });
     has_logits = true;
     n_decodes++;
 }
@@ -391,12 +457,18 @@ const float * pac_engine::logits() const {
 int32_t pac_engine::sample(float temperature, uint32_t seed) {
     const float * cur = logits();
 
-    if (!(temperature >= 0.0f)) {
-        throw pac_error(PAC_ERR_ARGUMENT, pac_format("temperature is %g: it must not be negative", temperature));
+    if (!(temperature >= 0.0f && std::isfinite(temperature))) {
+        throw pac_error(PAC_ERR_ARGUMENT, pac_format("temperature is %g: it must be finite and not negative", temperature));
+    }
+
+    // llama.cpp's samplers end the process over these
+    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
+    const int32_t best    = std::max_element(cur, cur + n_vocab) - cur;
+    if (!std::isfinite(cur[best]) || std::any_of(cur, cur + n_vocab, [](float x) { return std::isnan(x); })) {
+        throw pac_error(PAC_ERR_COMPUTE, "the model's logits are no numbers: its weights are damaged, or the cache type is too narrow for it");
     }
     if (temperature == 0.0f) {
-        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
-        return std::max_element(cur, cur + n_vocab) - cur;
+        return best;
     }
 
     if (!sampler || sampler_temperature != temperature || sampler_seed != seed) {
@@ -418,6 +490,8 @@ void pac_engine::reset() {
     observed   = false;
     n_visual   = 0;
     spans.clear();
+    text_tokens.clear();
+    embeddings.clear();
 }
 
 pac_stats pac_engine::stats() const {

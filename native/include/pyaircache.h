@@ -2,7 +2,12 @@
 //
 // A small C interface over llama.cpp + mtmd, made for cffi (and usable from C). One engine holds one model and one
 // conversation. Every function checks its arguments, returns PAC_OK or a negative pac_status, and leaves a message for
-// pac_last_error(); none throws or aborts across this border, and after a failed call the engine stays usable.
+// pac_last_error(); no exception crosses this border, and after a failed call the engine stays usable.
+//
+// No argument and no projector file ends the process: what llama.cpp would answer with an assertion is checked before.
+// What remains: assertions in a backend (a GPU that is lost, an RPC server that goes away), the text model's own tensors,
+// which llama.cpp checks, a pointer or an array's length that is not what this header says, and the system's own killing
+// of a process for its memory.
 //
 // The life of a question:
 //   pac_prompt()    tokenise, encode the images, prefill; logits of the last token are ready
@@ -11,8 +16,9 @@
 //   pac_sample() -> pac_decode() -> pac_sample() ...
 // The first token is sampled from the logits of the full cache, whatever pac_compress() does (docs/method: section 3).
 //
-// Not thread-safe: one call at a time per engine. Pointers handed out belong to the engine and stay valid until the
-// next pac_prompt, pac_score, pac_compress, pac_reset or pac_engine_free.
+// Not thread-safe: one call at a time per engine; pac_cancel alone may be called from any thread. Different engines may
+// be used by different threads. Pointers handed out belong to the engine and stay valid until the next pac_prompt,
+// pac_score, pac_compress, pac_reset or pac_engine_free.
 
 #ifndef PYAIRCACHE_H
 #define PYAIRCACHE_H
@@ -46,7 +52,7 @@ enum pac_status {
     PAC_ERR_UNSUPPORTED =  -7, // this cache or model cannot be compressed; the message names the reason
     PAC_ERR_STATE       =  -8, // called in the wrong order
     PAC_ERR_COMPUTE     =  -9, // a backend failed
-    PAC_ERR_CANCELLED   = -10, // the progress callback asked to stop
+    PAC_ERR_CANCELLED   = -10, // the progress callback or pac_cancel asked to stop
     PAC_ERR_INTERNAL    = -11
 };
 
@@ -56,7 +62,10 @@ PAC_API const char * pac_last_error(void);
 // Version of the engine and of llama.cpp, e.g. "0.1.0 (llama.cpp 0c1e570)".
 PAC_API const char * pac_version(void);
 
-// level: 0 none, 1 debug, 2 info, 3 warn, 4 error (ggml's levels). NULL silences llama.cpp.
+// level: 0 none, 1 debug, 2 info, 3 warn, 4 error (ggml's levels), 5 continues the line before. NULL silences llama.cpp.
+// The callback is called from any thread, by several at once, and without a lock held. It replaces the one before, for
+// all engines: when pac_log_set returns, the old one is no longer called or under way, unless pac_log_set was called
+// from within it.
 typedef void (*pac_log_callback)(int32_t level, const char * text, void * user_data);
 PAC_API void pac_log_set(pac_log_callback callback, void * user_data);
 
@@ -66,11 +75,12 @@ typedef bool (*pac_progress_callback)(int32_t stage, int32_t done, int32_t total
 struct pac_engine_params {
     const char * model;        // path of the text GGUF
     const char * mmproj;       // path of the projector GGUF, or NULL: text only
-    int32_t      n_ctx;        // context window in cells; 0: the model's own, at most 32768
+    int32_t      n_ctx;        // context window in cells; 0: the model's own, at most 32768. llama.cpp rounds it up to
+                               // a multiple of 256: pac_info says what it became, and what the model was trained with
     int32_t      n_batch;      // tokens per decode call; 0: 2048
     int32_t      n_ubatch;     // tokens per graph; 0: 512
     int32_t      n_gpu_layers; // -1: all
-    int32_t      n_threads;    // 0: physical cores
+    int32_t      n_threads;    // 0: physical cores; at most 512
     const char * cache_type_k; // "f32", "f16", "bf16", "q8_0", "q4_0"
     const char * cache_type_v;
     int32_t      flash_attn;   // -1 auto, 0 off, 1 on
@@ -110,10 +120,11 @@ struct pac_message {
     const char * role;    // "system", "user", "assistant"
     const char * content; // pac_marker() stands for an image
 };
-// What stands for an image in a prompt's text.
+// What stands for an image in a prompt's text: another one in every engine, so that no text holds it by chance.
 PAC_API const char * pac_marker(const pac_engine * engine);
 
 // Applies the model's own chat template (Jinja). *out: a NUL-terminated string, to be freed with pac_string_free.
+// PAC_ERR_MODEL when the template is broken, refuses the messages, or does not come to an end.
 PAC_API int32_t pac_apply_template(const pac_engine * engine, const struct pac_message * messages, int32_t n_messages,
         bool add_generation_prompt, char ** out);
 PAC_API void    pac_string_free(char * string);
@@ -121,7 +132,7 @@ PAC_API void    pac_string_free(char * string);
 struct pac_image {
     int32_t         width;
     int32_t         height;
-    const uint8_t * rgb;      // [height, width, 3]
+    const uint8_t * rgb;      // [height, width, 3]; NULL is enough for pac_count_tokens and pac_layout
     int32_t         n_frames; // 0: a picture; else a video: rgb is [n_frames, height, width, 3], with one marker in the text
 };
 
@@ -182,13 +193,15 @@ PAC_API int32_t pac_count_tokens(pac_engine * engine, const char * text, const s
         int32_t * n_cells);
 
 // What pac_prompt would make of a prompt: its spans, tokens and n_past, without evaluating anything (the times are 0).
-// The spans are valid until the next call. Pixels do not matter here, sizes do.
+// The spans are valid until the next call. Pixels are not looked at, sizes are.
 PAC_API int32_t pac_layout(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
         struct pac_prompt_info * out);
 
 // Appends a prompt to the conversation and evaluates it. reserve: cells that must stay free for the answer.
 // observe: the method that pac_score will use, or NULL; without it, or without images, this is a plain prefill.
-// On failure the conversation is as it was before the call (PAC_ERR_CONTEXT: nothing was evaluated at all).
+// On failure the conversation is as it was before the call (PAC_ERR_CONTEXT: nothing was evaluated at all; otherwise the
+// logits are gone, and an earlier prompt can no longer be scored). Where that cannot be had, the message says that the
+// conversation was reset.
 PAC_API int32_t pac_prompt(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
         int32_t reserve, const struct pac_method * observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out);
 
@@ -236,8 +249,13 @@ PAC_API int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_vis
 PAC_API int32_t pac_sample(pac_engine * engine, float temperature, uint32_t seed, int32_t * token, bool * end_of_answer);
 // Bytes of a token (not NUL-terminated; may end inside a UTF-8 sequence): returns their count, or a negative pac_status.
 PAC_API int32_t pac_token_bytes(const pac_engine * engine, int32_t token, char * buffer, int32_t size);
-// Appends one token to the conversation.
+// Appends one token to the conversation. On failure the conversation is as it was before, as after pac_prompt.
 PAC_API int32_t pac_decode(pac_engine * engine, int32_t token);
+// Makes the pac_prompt or pac_decode that runs on this engine return PAC_ERR_CANCELLED as soon as it can, with the
+// conversation as it was before that call. From any thread, and while the engine lives. Does nothing when none runs.
+// On the CPU the evaluation stops between two operations, on other devices between two batches; the encoding of an image
+// stops between two layers of the vision tower. Reading and resizing a picture is not interrupted.
+PAC_API int32_t pac_cancel(pac_engine * engine);
 // Logits of the last evaluated token: [n_vocab].
 PAC_API int32_t pac_logits(pac_engine * engine, const float ** logits, int32_t * n_vocab);
 

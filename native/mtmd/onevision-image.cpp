@@ -104,38 +104,25 @@ static clip_image_u8 fit(const clip_image_u8 & img, const clip_image_size & canv
     return res;
 }
 
-// the picture in the middle of a square of the mean colour
-static clip_image_u8 square(const clip_hparams & hparams, const clip_image_u8 & img) {
-    const auto size = img.get_size();
-    const int  edge = std::max(size.width, size.height);
-    if (size.width == size.height) {
-        return img;
-    }
-
+// the picture in the middle of a square of the mean colour, in one tile
+static void resize_square(const clip_hparams & hparams, const clip_image_u8 & img, clip_image_u8 & dst) {
     // the mean comes in single precision: 0.2 must stay 51
     std::array<uint8_t, 3> colour;
     for (int c = 0; c < 3; ++c) {
         colour[c] = std::min(std::max((int) (hparams.image_mean[c]*255.0 + 1e-4), 0), 255);
     }
-
-    clip_image_u8 res;
-    res.set_size({ edge, edge }, img.is_placeholder());
-    if (!img.is_placeholder()) {
-        for (int y = 0; y < edge; ++y) {
-            for (int x = 0; x < edge; ++x) {
-                res.set_pixel(x, y, colour);
-            }
-        }
-        paste(res, img, (edge - size.width)/2, (edge - size.height)/2);
-    }
-    return res;
+    onevision_resize_square(img, dst, hparams.image_size, colour);
 }
 
 mtmd_image_preproc_out onevision_preprocess(const clip_hparams & hparams, const clip_image_u8 & img, onevision_kind kind) {
     const int tile = hparams.image_size;
 
     clip_image_u8 base;
-    resize(kind == ONEVISION_SEVERAL ? square(hparams, img) : img, base, { tile, tile });
+    if (kind == ONEVISION_SEVERAL) {
+        resize_square(hparams, img, base);
+    } else {
+        resize(img, base, { tile, tile });
+    }
 
     mtmd_image_preproc_out res;
     if (kind != ONEVISION_SINGLE) {
