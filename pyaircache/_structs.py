@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Size = tuple[int, int]
+"""Width and height of a picture, in pixels."""
+
 
 @dataclass(frozen=True)
 class Info:
