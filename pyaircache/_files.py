@@ -53,9 +53,9 @@ def check_gguf(file_path: Path, what: str = "model") -> None:
         ModelError: A folder, unreadable, or not a GGUF file.
     """
     name = named(str(file_path))
-    if file_path.is_dir():
-        raise ModelError(f"{what} {name} is a folder; give the path of its .gguf file")
     try:
+        if file_path.is_dir():
+            raise ModelError(f"{what} {name} is a folder; give the path of its .gguf file")
         with file_path.open("rb") as file:
             magic = file.read(len(_MAGIC))
     except FileNotFoundError:

@@ -41,6 +41,7 @@ class PyAircacheError(Exception):
 
 
 def _shortened(message: str, longest: int) -> str:
+    message = message.encode("utf-8", "backslashreplace").decode("utf-8")  # file names may hold half surrogate pairs
     if len(message) <= longest:
         return message
     half = (longest - 5) // 2

@@ -36,7 +36,7 @@ class Video:
             raise ImageError(f"a Video is made of its frames, a list of pictures in order, not of {shown(frames)}")
         try:
             self.frames = list(frames)
-        except TypeError:
+        except Exception:  # whatever an iterable of the caller's own raises
             raise ImageError(f"a Video is made of its frames, a list of pictures, not of {shown(frames)}") from None
 
 

@@ -64,7 +64,7 @@ def _given(args: Sequence[str], names: Sequence[str]) -> bool:
 
 
 def _value(args: Sequence[str], names: Sequence[str]) -> str | None:
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
         if arg in names:
             return following
     return None

@@ -194,9 +194,10 @@ class Pool:
         Raises:
             ArgumentError: It is none of these.
         """
-        if text == "none":
+        given = text if isinstance(text, str) else ""
+        if given == "none":
             return None
-        kind, _, size = text.partition(":") if isinstance(text, str) else ("", "", "")
+        kind, _, size = given.partition(":")
         first, by, second = size.partition("x")
         if kind in _POOLS and re.fullmatch("[0-9]{1,9}", first) and second == (first if by else ""):
             return Pool(kind, int(first), grid=bool(by))
