@@ -63,8 +63,10 @@ class _Group(click.Group):
             _fail(exc.format_message(), exc.exit_code)
         except ArgumentError as exc:
             _fail(str(exc), EXIT_USAGE)
-        except (PyAircacheError, OSError) as exc:
+        except PyAircacheError as exc:
             _fail(str(exc), EXIT_ERROR)
+        except OSError as exc:  # without a name it is a standard stream
+            _fail(f"{exc.filename or 'the output'} cannot be written: {exc.strerror or exc}", EXIT_ERROR)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -72,8 +74,7 @@ def _fail(message: str, code: int) -> NoReturn:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError as exc:  # a full disk, say: Python would try once more at its end, and speak of it in its own way
-        message = f"the output cannot be written: {exc.strerror or exc}"
+    except OSError:  # a full disk, say: Python would try once more at its end, and speak of it in its own way
         _terminal.give_up(sys.stdout)
     _terminal.say(f"error: {message}")
     sys.exit(code)
