@@ -213,7 +213,8 @@ class Chat:
             StateError: The Chat is closed, or the call comes from inside the Chat's own policy.
             ForkError: This process was forked from the one that made the Chat.
             KeyboardInterrupt: Ctrl-C, after the engine has stopped, which is soon, but not before a picture that is
-                being encoded is done (a large one on a CPU: seconds). The Chat stays usable.
+                being encoded is done (a large one on a CPU: seconds); `cancel`, from another thread, is faster. The
+                Chat stays usable.
         """
         started = time.perf_counter()
         options = Options(
@@ -254,7 +255,8 @@ class Chat:
 
         During the prompt or the answer, its ``ask`` raises CancelledError. A streamed answer ends, whoever reads it:
         the next ``next()`` raises CancelledError. The conversation is as it was before the question. Questions that
-        wait for their turn are not meant. A picture that is being encoded is finished first.
+        wait for their turn are not meant. The encoding of a picture stops between two layers of the vision tower, the
+        evaluation of a prompt on a CPU between two operations.
 
         Returns:
             Whether there was a question to stop.

@@ -202,7 +202,8 @@ class Report:
 
     def __repr__(self) -> str:
         alpha = f", alpha={self.alpha:g}" if self.alpha is not None else ""
-        head = f"Report(method={self.method!r}, keep={self.keep:g}{alpha})"
+        seed = f", seed={self.seed}" if self.seed is not None else ""
+        head = f"Report(method={self.method!r}, keep={self.keep:g}{alpha}{seed})"
         rows: list[tuple[str, str]] = []
         if self.visual_tokens:
             images = len({span.image for span in self.spans})
