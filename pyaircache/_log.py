@@ -67,14 +67,15 @@ def install() -> Any:
 def raise_interrupt() -> None:
     """Raises the KeyboardInterrupt that fell into the callback, where it could not be raised."""
     global _interrupt
-    if _interrupt is not None and threading.current_thread() is threading.main_thread():
+    if interrupted():
         interrupt, _interrupt = _interrupt, None
+        assert interrupt is not None
         raise interrupt
 
 
 def interrupted() -> bool:
-    """Whether there is such an interrupt."""
-    return _interrupt is not None
+    """Whether there is such an interrupt, and this is the main thread, which alone is to get it."""
+    return _interrupt is not None and threading.current_thread() is threading.main_thread()
 
 
 def _wanted(level: int) -> bool:

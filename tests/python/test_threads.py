@@ -22,6 +22,7 @@ from pyaircache import (
     BusyError,
     CancelledError,
     Chat,
+    ContextError,
     PyAircacheError,
     PyAircacheWarning,
     StateError,
@@ -183,6 +184,63 @@ def test_reset_waits_and_leaves_the_stream_valid(chat, pool):
     assert stream.read() == "hello" and stream.report.stop_reason == "end"
     resetting.result(PATIENCE)
     assert chat._session.turns == []
+
+
+def test_threads_that_do_everything_at_once(fake, monkeypatch):
+    """Each answer is right or cancelled, no two threads are inside the engine, and nobody waits for ever."""
+    inside = threading.Lock()
+
+    def alone(call: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*arguments: Any, **options: Any) -> Any:
+            assert inside.acquire(blocking=False), "two threads are inside the engine"
+            try:
+                return call(*arguments, **options)
+            finally:
+                inside.release()
+
+        return checked
+
+    for name in ("prompt", "decode", "sample", "layout", "stats", "compress"):
+        monkeypatch.setattr(fake, name, alone(getattr(fake, name)))
+    chat = Chat("fake.gguf", keep=0.5)
+    start = threading.Barrier(6)
+    done: list[str] = []
+
+    def work(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        start.wait(PATIENCE)
+        for step in range(60):
+            kind = random.integers(7)
+            try:
+                if kind == 0:
+                    stream = chat.ask(IMAGE, "What?", stream=True)
+                    assert "".join(stream) == "hello"
+                elif kind == 1:
+                    next(chat.ask(None, "What?", stream=True))  # and dropped
+                elif kind == 2:
+                    with chat.ask(None, "What?", stream=True) as stream:
+                        next(stream)
+                elif kind == 3:
+                    chat.reset()
+                elif kind == 4:
+                    chat.spans((28, 28))
+                elif kind == 5 and step % 5 == 0:
+                    chat.cancel()
+                else:
+                    assert chat.ask(IMAGE if step % 2 else None, "What?") == "hello"
+            except (CancelledError, BusyError, ContextError):
+                pass
+        done.append("done")
+
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(done) == 6
+    chat.reset(timeout=0)
+    assert chat.ask(IMAGE, "What?", timeout=0) == "hello"
+    chat.close(timeout=0)
 
 
 # -- close -------------------------------------------------------------------------------------------------------------
