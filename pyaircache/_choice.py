@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ._checks import share
+from ._checks import share, shown
 from ._custom import Policy, name_of
 from ._structs import Method as EngineMethod
 from .errors import ArgumentError
@@ -58,7 +58,8 @@ def choose(method: object, alpha: float | None = None) -> Choice:
         return Choice(method, with_alpha(Method.named(method), alpha, method))
     if callable(method) and not isinstance(method, type):
         return Choice(name_of(method), with_alpha(Method(), alpha, "aircache"), method)
-    raise ArgumentError(f"method must be one of {', '.join(Method.names())}, a Method or a function, got {method!r}")
+    names = ", ".join((*Method.names(), FULL))
+    raise ArgumentError(f"method must be one of {names}, a Method or a function, got {shown(method)}")
 
 
 def refined(
@@ -103,7 +104,9 @@ def with_alpha(method: Method, alpha: float | None, name: str) -> Method:
     share("alpha", alpha)
     window = _elite(method)
     if window is None:
-        raise ArgumentError(f"alpha is the threshold of elite windows, and method {name!r} has none; got {alpha!r}")
+        raise ArgumentError(
+            f"alpha is the threshold of elite windows, and method {shown(name)} has none; got {shown(alpha)}"
+        )
     return dataclasses.replace(method, window=dataclasses.replace(window, alpha=alpha))
 
 

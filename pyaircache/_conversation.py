@@ -33,6 +33,12 @@ class Turn:
     """Compression after the prompt; None: none."""
     policy: Policy | None = None
     """Who selects instead of the engine."""
+    keep: float = 1.0
+    """Share of the visual cells that was to stay, for reports."""
+    name: str = "full"
+    """The method's name, for reports."""
+    alpha: float | None = None
+    """Elite threshold, for reports."""
     kept: list[NDArray[np.int32]] | None = None
     """What the policy selected: it is asked only once."""
     n_prompt: int = 0

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _log
 from ._structs import Method
 from .errors import ArgumentError
 
@@ -80,7 +81,7 @@ class ProgressCallback:
 
         def call(stage: int, done: int, total: int, user_data: Any) -> bool:
             function(stage, done, total)
-            return self._pending is None
+            return self._pending is None and not _log.interrupted()
 
         # `onerror` rather than try/except: it also catches a KeyboardInterrupt between two lines of `call`
         self.pointer = ffi.callback("pac_progress_callback", call, error=False, onerror=self._store)

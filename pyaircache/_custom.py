@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _policy
+from ._checks import named, shown
 from ._structs import Method
 from .errors import ArgumentError
 
@@ -46,7 +47,7 @@ def checked(answer: object, layers: int, visual: int, total: int, who: str) -> l
     """
     try:
         items = list(answer)  # type: ignore[call-overload]
-    except TypeError:
+    except Exception:
         raise ArgumentError(f"{who} must return {layers} index arrays, got {type(answer).__name__}") from None
     if len(items) != layers:
         raise ArgumentError(f"{who} must return {layers} index arrays, one per layer; got {len(items)}")
@@ -60,8 +61,8 @@ def checked(answer: object, layers: int, visual: int, total: int, who: str) -> l
 def _checked_layer(item: object, visual: int, where: str) -> NDArray[np.int32]:
     try:
         indices = np.asarray(item)
-    except ValueError:  # lists of different lengths
-        raise ArgumentError(f"{where}: indices must be in one dimension, got {item!r}") from None
+    except Exception:  # lists of different lengths, or objects that do not like to be an array
+        raise ArgumentError(f"{where}: indices must be in one dimension, got {shown(item)}") from None
     if indices.ndim != 1:
         raise ArgumentError(f"{where}: indices must be in one dimension, got shape {list(indices.shape)}")
     if not len(indices):
@@ -79,4 +80,5 @@ def _checked_layer(item: object, visual: int, where: str) -> NDArray[np.int32]:
 
 def name_of(policy: Policy) -> str:
     """A policy's name for reports and messages."""
-    return getattr(policy, "__name__", type(policy).__name__)
+    name = getattr(policy, "__name__", None)
+    return named(name if isinstance(name, str) else type(policy).__name__)

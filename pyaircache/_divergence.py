@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _policy
+from ._checks import shown
 from .errors import ArgumentError, StateError
 from .method import Method
 
@@ -46,8 +47,8 @@ def _budgets(values: ArrayLike, layers: int) -> NDArray[np.float64]:
     limits = f"budgets must be {layers} numbers of at least 0 with a sum above 0"
     try:
         budgets = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ArgumentError(f"{limits}, got {values!r}") from None
+    except Exception:  # whatever the values' own classes raise
+        raise ArgumentError(f"{limits}, got {shown(values)}") from None
     if budgets.shape != (layers,) or not (np.isfinite(budgets) & (budgets >= 0)).all() or not budgets.any():
-        raise ArgumentError(f"{limits}, got {values!r}")
+        raise ArgumentError(f"{limits}, got {shown(values)}")
     return budgets

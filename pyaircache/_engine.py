@@ -5,17 +5,19 @@ A thin layer: it holds no conversation, no file logic and no lock (see :mod:`pya
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _ffi
+from . import _ffi, _fork, _log
 from ._convert import ProgressCallback, array, c_method, split, struct_fields, text, utf8
 from ._status import check
-from ._structs import Compression, Info, Message, Method, PromptInfo, Scores, Span, Stats
+from ._structs import Compression, Info, Message, Method, PromptInfo, Scores, Size, Span, Stats
 from .errors import ArgumentError, StateError
 
 Progress = Callable[[int, int, int], object]
@@ -32,10 +34,16 @@ def version() -> str:
     return text(ffi, lib.pac_version())
 
 
+def _free(free: Callable[[Any], None], getpid: Callable[[], int], pid: int, ptr: Any) -> None:
+    if getpid() == pid:  # in a forked child it would wait for threads that are not there
+        free(ptr)
+
+
 class Engine:
     """One loaded model and one conversation; see ``pyaircache.h`` for what each call does.
 
-    Not thread-safe: one call at a time.
+    Not thread-safe: one call at a time, :meth:`cancel` excepted. Of the process that made it only: in a forked child
+    every call raises ForkError, and what the engine holds is left alone.
 
     Args:
         model: Path of the text model's GGUF.
@@ -56,7 +64,11 @@ class Engine:
         **options: int | str | None,
     ) -> None:
         self._ptr: Any = None
+        self._pid = os.getpid()
+        self._ending = threading.Lock()  # between `cancel` and `close`
+        _fork.check_new()
         self._ffi, self._lib, _ = _ffi.load()
+        _log.install()
         ffi, lib = self._ffi, self._lib
         values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         values.update(model=os.fspath(model), mmproj=os.fspath(mmproj) if mmproj is not None else None)
@@ -72,15 +84,24 @@ class Engine:
         out = ffi.new("pac_engine **")
         status = lib.pac_engine_new(params, out)
         if status == lib.PAC_OK:
-            self._ptr = ffi.gc(out[0], lib.pac_engine_free)
+            self._ptr = ffi.gc(out[0], functools.partial(_free, lib.pac_engine_free, os.getpid, self._pid))
         callback.raise_pending()
         check(status)
 
     def close(self) -> None:
-        """Frees the engine; further calls raise StateError. May be called again."""
-        ptr, self._ptr = getattr(self, "_ptr", None), None
+        """Frees the engine; further calls raise StateError. May be called again; does nothing in a forked child."""
+        if getattr(self, "_ptr", None) is None or self._pid != os.getpid():
+            return
+        with self._ending:
+            ptr, self._ptr = self._ptr, None
         if ptr is not None:
             self._ffi.release(ptr)
+
+    def cancel(self) -> None:
+        """Makes a running :meth:`prompt` or :meth:`decode` raise CancelledError soon. From any thread."""
+        with self._ending:
+            if self._ptr is not None:
+                self._lib.pac_cancel(self._engine)
 
     @property
     def closed(self) -> bool:
@@ -91,6 +112,7 @@ class Engine:
     def _engine(self) -> Any:
         if self._ptr is None:
             raise StateError("the engine is closed")
+        _fork.check(self._pid)
         return self._ptr
 
     # -- about the model ----------------------------------------------------------------------------------------------
@@ -130,8 +152,11 @@ class Engine:
         check(self._lib.pac_count_tokens(self._engine, utf8(text), pictures, len(images), out))
         return int(out[0])
 
-    def layout(self, text: str, images: Sequence[NDArray[np.uint8]] = ()) -> PromptInfo:
-        """What :meth:`prompt` would make of a prompt; evaluates nothing. images: uint8 [H, W, 3] each."""
+    def layout(self, text: str, images: Sequence[NDArray[np.uint8] | Size] = ()) -> PromptInfo:
+        """What :meth:`prompt` would make of a prompt; evaluates nothing.
+
+        images: uint8 [H, W, 3] each, or a picture's (width, height): its pixels do not matter here.
+        """
         pictures, _buffers = self._images(images)
         out = self._ffi.new("struct pac_prompt_info *")
         check(self._lib.pac_layout(self._engine, utf8(text), pictures, len(images), out))
@@ -174,11 +199,14 @@ class Engine:
         spans = [Span(**struct_fields(self._ffi, out.spans[i], Span)) for i in range(out.n_spans)]
         return PromptInfo(**struct_fields(self._ffi, out, PromptInfo, spans=spans))
 
-    def _images(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Any, list[Any]]:
+    def _images(self, images: Sequence[NDArray[np.uint8] | Size]) -> tuple[Any, list[Any]]:
         """(C array of pac_image, buffers that must outlive it)."""
         items = self._ffi.new("struct pac_image[]", max(len(images), 1))
         buffers = []
         for i, image in enumerate(images):
+            if isinstance(image, tuple):
+                items[i].width, items[i].height = image
+                continue
             contiguous = image.dtype == np.uint8 and image.flags.c_contiguous
             if not contiguous or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.shape[0] == 0:
                 raise ArgumentError("the engine takes C-contiguous uint8 images [H, W, 3] and videos [frames, H, W, 3]")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
+from typing import Literal
 
 from . import _ffi
+from ._checks import named, path
 from .errors import EngineError, ModelError, ModelNotFoundError, ProjectorError
 
 BUNDLED_NAME = "pages-vl"
@@ -22,9 +24,9 @@ def bundled_dir() -> Path:
         ModelNotFoundError: This installation has none.
     """
     for folder in _ffi.package_dirs():
-        path = folder / "models" / BUNDLED_NAME
-        if (path / BUNDLED_MODEL).is_file():
-            return path
+        bundled = folder / "models" / BUNDLED_NAME
+        if (bundled / BUNDLED_MODEL).is_file():
+            return bundled
     raise ModelNotFoundError(f"this installation holds no bundled model ({BUNDLED_MODEL}); pass model=PATH.gguf")
 
 
@@ -43,26 +45,27 @@ def find_program(name: str) -> Path:
     raise EngineError(f"{name} was not found in {places}; reinstall pyaircache, or set PYAIRCACHE_BIN to its folder")
 
 
-def check_gguf(path: Path, what: str = "model") -> None:
+def check_gguf(file_path: Path, what: str = "model") -> None:
     """Refuses what is not a readable GGUF file, before any of it is loaded.
 
     Raises:
         ModelNotFoundError: No such file.
         ModelError: A folder, unreadable, or not a GGUF file.
     """
-    if path.is_dir():
-        raise ModelError(f"{what} {path} is a folder; give the path of its .gguf file")
+    name = named(str(file_path))
     try:
-        with path.open("rb") as file:
+        if file_path.is_dir():
+            raise ModelError(f"{what} {name} is a folder; give the path of its .gguf file")
+        with file_path.open("rb") as file:
             magic = file.read(len(_MAGIC))
     except FileNotFoundError:
-        raise ModelNotFoundError(f"{what} file {path} does not exist") from None
+        raise ModelNotFoundError(f"{what} file {name} does not exist") from None
     except OSError as exc:
-        raise ModelError(f"{what} file {path} cannot be read: {exc.strerror or exc}") from exc
+        raise ModelError(f"{what} file {name} cannot be read: {exc.strerror or exc}") from exc
     if magic == _MAGIC[::-1]:
-        raise ModelError(f"{what} file {path} is a big-endian GGUF file, which this build cannot load")
+        raise ModelError(f"{what} file {name} is a big-endian GGUF file, which this build cannot load")
     if magic != _MAGIC:
-        raise ModelError(f"{what} file {path} is not a GGUF file (it begins with {magic!r} instead of {_MAGIC!r})")
+        raise ModelError(f"{what} file {name} is not a GGUF file (it begins with {magic!r} instead of {_MAGIC!r})")
 
 
 def find_mmproj(model: Path) -> Path | None:
@@ -83,7 +86,10 @@ def find_mmproj(model: Path) -> Path | None:
     shared = {name: _longest_shared_piece(model.name, name) for name in found}
     best = [name for name in found if shared[name] == max(shared.values())]
     if len(best) > 1:
-        raise ProjectorError(f"several projectors beside {model}: {', '.join(best)}; pass mmproj= to choose one")
+        raise ProjectorError(
+            f"several projectors beside {named(str(model))}: {', '.join(best)}; pass mmproj= to choose one, "
+            "or mmproj=False for none"
+        )
     return model.parent / best[0]
 
 
@@ -94,10 +100,13 @@ def _longest_shared_piece(model: str, mmproj: str) -> int:
     return difflib.SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size
 
 
-def resolve(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | None) -> tuple[Path, Path | None]:
+def resolve(
+    model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | Literal[False] | None
+) -> tuple[Path, Path | None]:
     """Turns the two path arguments of ``Chat`` into checked files: (model, projector or None).
 
     Raises:
+        ArgumentError: An argument is no path.
         ModelNotFoundError: A file does not exist.
         ModelError: A file is not a GGUF.
         ProjectorError: Several projectors fit equally well.
@@ -106,10 +115,12 @@ def resolve(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str]
         folder = bundled_dir()
         model_path, found = folder / BUNDLED_MODEL, folder / BUNDLED_MMPROJ
     else:
-        model_path, found = Path(model), None
+        model_path, found = Path(path("model", model)), None
     check_gguf(model_path)
-    if mmproj is not None:
-        mmproj_path: Path | None = Path(mmproj)
+    if mmproj is False:
+        mmproj_path: Path | None = None
+    elif mmproj is not None:
+        mmproj_path = Path(path("mmproj", mmproj))
     else:
         mmproj_path = found if found is not None else find_mmproj(model_path)
     if mmproj_path is not None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ._checks import whole
 from ._structs import Span
 from .errors import ArgumentError, UnsupportedError
 from .images import Picture, load_image
@@ -65,14 +66,16 @@ def paint(
     image: Picture | Sequence[Picture], index: int, values: NDArray[np.float64], spans: Sequence[Span]
 ) -> Image.Image:
     """Overlays values [N_v] in [0, 1] on the picture ``index``; see ``Report.heatmap``."""
+    index = whole("index", index, 0, 2**31 - 1)
     span, offset = span_of_picture(spans, index)
     if isinstance(image, (list, tuple)):
         if not 0 <= index < len(image):
             raise ArgumentError(f"index {index} is outside the list of {len(image)} images")
         image = image[index]
-    picture = load_image(image).astype(np.float64) / 255.0  # type: ignore[arg-type]  # [H, W, 3]
-    if picture.ndim == 4:
+    pixels = load_image(image)  # type: ignore[arg-type]
+    if pixels.ndim == 4:
         raise UnsupportedError("heatmaps are made of pictures, not of videos")
+    picture = pixels.astype(np.float64) / 255.0  # [H, W, 3]
     height, width, _ = picture.shape
     grid = values[offset : offset + span.n_tokens].reshape(span.ny, span.nx)
     rows = np.arange(height) * span.ny // height

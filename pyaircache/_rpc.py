@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Sequence
 
+from ._checks import named, shown, texts
 from .errors import ArgumentError, EngineError
 
 _TIMEOUT_S = 5.0
@@ -21,13 +23,17 @@ def checked(servers: str | Sequence[str] | None) -> str | None:
     """
     if servers is None:
         return None
-    addresses = [one.strip() for one in (servers.split(",") if isinstance(servers, str) else servers)]
+    addresses = [
+        one.strip() for one in texts("rpc_servers", servers.split(",") if isinstance(servers, str) else servers)
+    ]
     for address in addresses:
         host, _, port = address.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ArgumentError(f"an RPC server is named as host:port, got {address!r}")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+            raise ArgumentError(f"an RPC server is named as host:port, got {shown(address)}")
         try:
             socket.create_connection((host, int(port)), timeout=_TIMEOUT_S).close()
         except OSError as exc:
-            raise EngineError(f"no RPC server answers at {address}: {exc.strerror or exc}") from exc
+            raise EngineError(f"no RPC server answers at {named(address)}: {exc.strerror or exc}") from exc
+        except ValueError as exc:  # a host that cannot be encoded
+            raise ArgumentError(f"an RPC server is named as host:port, got {shown(address)}") from exc
     return ",".join(addresses)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,28 +12,65 @@ from numpy.typing import NDArray
 from . import _policy
 from ._conversation import Turn, next_prompt
 from ._custom import kept_sets
-from ._engine import Engine, Progress
+from ._engine import Progress
 from ._options import Options
 from ._progress import ProgressLine
-from ._structs import Compression, Scores, Span
-from .errors import ArgumentError, ProjectorError, UnsupportedError
+from ._protocol import EngineLike
+from ._structs import Compression, Scores, Size, Span
+from .errors import CancelledError, ProjectorError, UnsupportedError
 from .report import Report
+
+Result = TypeVar("Result")
+
+CANCELLED = "the question was cancelled; the conversation is as it was before it"
 
 _RESERVE = 1  # cells that must be free after a prompt: enough to begin an answer
 _NO_SCORES = Scores(np.empty((0, 0), np.float32), [], np.empty(0), 0.0)
 
 
+@dataclass
+class Question:
+    """A question that is being answered."""
+
+    turns: list[Turn]
+    """The conversation with this question at its end."""
+    report: Report
+    options: Options
+
+    @property
+    def turn(self) -> Turn:
+        """The question itself."""
+        return self.turns[-1]
+
+
+def unless_cancelled(call: Callable[[], Result], cancelled: Callable[[], bool]) -> Result:
+    """An engine's call that can be cancelled, made again when the one who cancelled meant the question before this one.
+
+    Raises:
+        CancelledError: This one was meant.
+    """
+    while True:
+        if cancelled():
+            raise CancelledError(CANCELLED)
+        try:
+            return call()
+        except CancelledError:
+            if cancelled():
+                raise CancelledError(CANCELLED) from None
+
+
 class Session:
     """The conversation that an engine is to hold.
 
-    ``turns`` is the truth; the engine follows it. An engine call that fails or is interrupted never changes ``turns``,
-    and what the engine holds instead is put right before the next question. Not thread-safe.
+    ``turns`` is the truth; the engine follows it. A turn becomes a part of it when its answer is complete, by `commit`:
+    a question that fails, is cancelled or is interrupted never changes ``turns``, and what the engine holds instead is
+    put right before the next question. Not thread-safe.
     """
 
-    def __init__(self, engine: Engine, model_name: str) -> None:
+    def __init__(self, engine: EngineLike, model_name: str) -> None:
         self.info = engine.info()
         self.turns: list[Turn] = []
-        self._engine = engine
+        self.engine = engine
         self._model_name = model_name
         self._stale = False  # whether the engine may hold something else than `turns`
 
@@ -39,24 +78,30 @@ class Session:
         """Forgets the conversation."""
         self.turns = []
         self._stale = True
-        self._engine.reset()
+        self.engine.reset()
         self._stale = False
 
-    def begin(self, images: list[NDArray[np.uint8]], question: str, options: Options) -> tuple[Turn, Report]:
+    def begin(
+        self, images: list[NDArray[np.uint8]], question: str, options: Options, cancelled: Callable[[], bool]
+    ) -> Question:
         """Does everything that comes before the first token: prompt and compression.
 
+        Args:
+            images: uint8 [H, W, 3] each; [frames, H, W, 3] is a video.
+            question: Its text.
+            options: Checked ones.
+            cancelled: Whether somebody has cancelled this question.
+
         Returns:
-            (the new turn, now the conversation's last; the report so far).
+            The question, whose answer is now to be sampled; no part of ``turns`` yet.
 
         Raises:
             ProjectorError: There are images, but the model has no projector.
             UnsupportedError: The model's cache cannot be compressed.
             ContextError: The question does not fit the context window.
-            ArgumentError: The question holds the image marker, or the user's policy returned something wrong.
+            ArgumentError: The user's policy returned something wrong.
+            CancelledError: It was cancelled.
         """
-        marker = self._engine.marker() if self.info.vision else ""
-        if marker and marker in question:
-            raise ArgumentError(f"the question must not contain {marker!r}, which stands for an image")
         if images:
             self._require_vision()
         choice = options.choice
@@ -65,32 +110,46 @@ class Session:
             raise UnsupportedError(f"{self.info.why_not}; keep=1.0 asks without compression")
 
         turns = [] if images else self.turns
-        content = marker * len(images) + question
-        rendered, fed = next_prompt(self._engine.apply_template, turns, content)
+        content = (self.engine.marker() if images else "") * len(images) + question
+        rendered, fed = next_prompt(self.engine.apply_template, turns, content)
         turn = Turn(content, rendered, fed, images, method, choice.policy)
-        report = Report(keep=options.keep, method=choice.name, alpha=choice.alpha)
-        with ProgressLine() as progress:
+        if images:
+            turn.keep, turn.name, turn.alpha = options.keep, choice.name, choice.alpha
+        # What holds for a follow-up is what its image's question left; a question without images loses nothing
+        shown = turns[0] if turns else turn
+        report = Report(keep=shown.keep, method=shown.name, alpha=shown.alpha, seed=options.reported_seed)
+        with ProgressLine() as line:
+
+            def progress(stage: int, done: int, total: int) -> None:
+                if cancelled():
+                    raise CancelledError(CANCELLED)
+                line(stage, done, total)
+
             if turns:
-                self._catch_up(progress)
+                self._catch_up(progress, cancelled)
             else:
                 self._stale = True
-                self._engine.reset()
-            self._feed(turn, progress, report)
-        self.turns = [*turns, turn]
-        self._stale = False
+                self.engine.reset()
+            self._feed(turn, progress, cancelled, report)
+        self._stale = True  # until the turn is one of `turns`
         if method is None:
-            cells = sum(one.n_prompt + len(one.tokens) for one in self.turns)
+            cells = sum(one.n_prompt + len(one.tokens) for one in [*turns, turn])
             report.kv_bytes_full = cells * self.info.kv_bytes_per_token
-        return turn, report
+        return Question([*turns, turn], report, options)
 
-    def spans(self, image: NDArray[np.uint8]) -> list[Span]:
-        """What one picture would become.
+    def commit(self, question: Question) -> None:
+        """Makes a question and its answer, as far as it got, the end of the conversation."""
+        self.turns = question.turns
+        self._stale = False
+
+    def spans(self, size: Size) -> list[Span]:
+        """What one picture of a size would become.
 
         Raises:
             ProjectorError: The model has no projector.
         """
         self._require_vision()
-        return self._engine.layout(self._engine.marker(), [image]).spans
+        return self.engine.layout(self.engine.marker(), [size]).spans
 
     def _require_vision(self) -> None:
         if not self.info.vision:
@@ -99,48 +158,53 @@ class Session:
                 "put its mmproj GGUF file beside it, or name it (mmproj=, --mmproj)"
             )
 
-    def _catch_up(self, progress: Progress) -> None:
+    def _catch_up(self, progress: Progress, cancelled: Callable[[], bool]) -> None:
         """Brings the engine to the end of the last answer.
 
         Usually only the answer's last token is missing, which nobody needed until now. After an interrupted call the
         engine may hold something else; then the conversation is evaluated again, token by token as it was.
         """
         last = self.turns[-1]
-        decoded = self._engine.stats().n_past - last.n_past
+        decoded = self.engine.stats().n_past - last.n_past
         if self._stale or not 0 <= decoded <= len(last.tokens):
             self._stale = True
-            self._engine.reset()
+            self.engine.reset()
             for turn in self.turns:
-                self._feed(turn, progress)
+                self._feed(turn, progress, cancelled)
                 if turn is not last:
-                    self._decode(turn.tokens)
+                    self._decode(turn.tokens, cancelled)
             self._stale = False
             decoded = 0
-        self._decode(last.tokens[decoded:])
+        self._decode(last.tokens[decoded:], cancelled)
 
     def _compress(self, turn: Turn) -> tuple[Scores, Compression]:
         """Compresses as the turn says. The scores are empty when a policy's sets are evicted once more."""
         assert turn.method is not None
         if turn.policy is None:
-            return self._engine.compress(turn.method)
+            return self.engine.compress(turn.method)
         if turn.kept is not None:
-            return _NO_SCORES, self._engine.evict(turn.kept)
-        scores = self._engine.score(turn.method)
+            return _NO_SCORES, self.engine.evict(turn.kept)
+        scores = self.engine.score(turn.method)
         turn.kept, ms_policy = kept_sets(turn.policy, turn.method, scores.scores, scores.alive)
         strength, skewness = _policy.statistics(scores.scores)
-        result = self._engine.evict(turn.kept)
+        result = self.engine.evict(turn.kept)
         return scores, replace(result, strength=strength, skewness=skewness, ms_score=scores.ms + ms_policy)
 
-    def _decode(self, tokens: list[int]) -> None:
+    def _decode(self, tokens: list[int], cancelled: Callable[[], bool]) -> None:
         for token in tokens:
-            self._engine.decode(token)
+            unless_cancelled(lambda token=token: self.engine.decode(token), cancelled)  # type: ignore[misc]
 
-    def _feed(self, turn: Turn, progress: Progress, report: Report | None = None) -> None:
+    def _feed(
+        self, turn: Turn, progress: Progress, cancelled: Callable[[], bool], report: Report | None = None
+    ) -> None:
         """Evaluates a turn's prompt and compresses; fills in the report."""
         observe = turn.method or False
-        prompt = self._engine.prompt(turn.fed, turn.images, reserve=_RESERVE, observe=observe, progress=progress)
+        prompt = unless_cancelled(
+            lambda: self.engine.prompt(turn.fed, turn.images, reserve=_RESERVE, observe=observe, progress=progress),
+            cancelled,
+        )
         compressed = self._compress(turn) if turn.method is not None else None
-        stats = self._engine.stats()
+        stats = self.engine.stats()
         turn.n_prompt, turn.n_past = prompt.n_tokens, stats.n_past
         if report is None:
             return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from . import _ffi
+from . import _ffi, _log
 from ._convert import text
 from .errors import (
     ArgumentError,
+    CancelledError,
     ContextError,
     EngineError,
     ModelError,
@@ -27,7 +28,7 @@ _ERRORS: dict[str, type[PyAircacheError]] = {
     "PAC_ERR_UNSUPPORTED": UnsupportedError,
     "PAC_ERR_STATE": StateError,
     "PAC_ERR_COMPUTE": EngineError,
-    "PAC_ERR_CANCELLED": EngineError,
+    "PAC_ERR_CANCELLED": CancelledError,
     "PAC_ERR_INTERNAL": EngineError,
 }
 
@@ -37,7 +38,9 @@ def check(status: int) -> int:
 
     Raises:
         PyAircacheError: The subclass for the status, with the engine's message.
+        KeyboardInterrupt: Ctrl-C was pressed while the call logged something.
     """
+    _log.raise_interrupt()
     if status >= 0:
         return status
     ffi, lib, _ = _ffi.load()

@@ -11,10 +11,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Size = tuple[int, int]
+"""Width and height of a picture, in pixels."""
+
 
 @dataclass(frozen=True)
 class Info:
-    """What a loaded model is and can do."""
+    """What a loaded model is and can do.
+
+    Attributes:
+        description: llama.cpp's own, e.g. "qwen2vl 4M Q8_0".
+        architecture: Of the text model, as the GGUF names it.
+        projector: Kind of the projector, as its GGUF names it; "" without one.
+        n_layers: L, layers of the text model.
+        n_embd: Size of its hidden state.
+        n_heads: Query heads of a layer.
+        n_heads_kv: KV heads of a layer.
+        n_vocab: Tokens that it knows.
+        n_ctx: Context window in tokens, as it was made.
+        n_ctx_train: Context window in tokens that the model was trained with.
+        n_params: Weights of the text model.
+        model_bytes: Bytes of the text model's weights.
+        kv_bytes_per_token: Bytes of one token in the KV cache: K and V of all layers.
+        vision: Whether it can be asked about images.
+        can_compress: Whether its cache can be compressed.
+        why_not: The reason where not, else "".
+    """
 
     description: str
     architecture: str
@@ -55,12 +77,15 @@ class Span:
     first: int
     """Index of its first token among the prompt's tokens."""
     n_tokens: int
+    """Visual tokens of the run."""
     nx: int
     """Columns of the token grid; 0 when the tokens do not form a grid."""
     ny: int
     """Rows of the token grid."""
     pos0: int = 0
+    """Its first position in the conversation; models with 2D positions give a picture fewer than tokens."""
     pos1: int = 0
+    """The position behind its last one."""
 
 
 @dataclass(frozen=True)

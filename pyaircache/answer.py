@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import codecs
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from ._conversation import Turn
-from ._engine import Engine
-from ._options import Options
-from .errors import ContextError, StateError
+from . import _fork
+from ._gate import Gate, Lease
+from ._session import CANCELLED, Question, Session, unless_cancelled
+from .errors import CancelledError, ContextError, StateError, UnsupportedError
 from .report import Report
+
+CLOSED = "the Chat was closed before this answer was complete"
+
+_LOST = ("cancelled", "interrupted", "error")  # reasons after which the question is no part of the conversation
 
 
 class Answer(str):
@@ -37,62 +43,66 @@ class Answer(str):
 class AnswerStream(Iterator[str]):
     """An answer that is being generated: iterate over it for pieces of text.
 
-    The conversation is busy until the answer is complete or :meth:`close` is called; dropping the stream closes it
-    too. What was generated until then counts as the assistant's answer. Usable in a ``with`` statement.
+    Any thread may read it, several too: each piece goes to one of them. The Chat is busy until the answer is complete,
+    the stream is closed (`close`), cancelled (`Chat.cancel`) or dropped, or its ``with`` block ends. A stream that is
+    closed or dropped early leaves what was generated until then as the assistant's answer. One that is cancelled or
+    interrupted, that fails, or whose ``with`` block ends by an exception, leaves the conversation as it was before the
+    question.
     """
 
-    def __init__(
-        self, engine: Engine, turn: Turn, report: Report, options: Options, started: float, done: Callable[[], None]
-    ) -> None:
-        self._engine, self._turn, self._options = engine, turn, options
-        self._report, self._started, self._on_done = report, started, done
+    def __init__(self, session: Session, question: Question, started: float, lease: Lease, owner: object) -> None:
+        self._session, self._question, self._started = session, question, started
+        self._lease, self._owner = lease, owner  # the owner, a Chat, must live as long as its engine is used
+        self._pid = os.getpid()
+        self._steps = Gate()  # one step at a time
         self._utf8: Any = codecs.getincrementaldecoder("utf-8")("replace")
         self._busy_s = 0.0  # time inside this object since the first token
         self._decodes = 0
         self._done = False
-        self._mutex = threading.RLock()
-        self.owner = threading.get_ident()  # the thread that used it last
+        self._kept = False  # whether the answer is a part of the conversation
+        self._ending = ""  # why somebody else wants the stream to end
 
     @property
     def report(self) -> Report:
-        """The report, once the answer is complete.
+        """The report, once the answer is complete, or ended in another way.
 
         Raises:
             StateError: It is not complete yet.
         """
         if not self._done:
             raise StateError("the report is available once the answer is complete; finish the stream or close it")
-        return self._report
+        return self._question.report
 
     @property
     def answer(self) -> Answer:
         """The text so far; with its report once the answer is complete."""
-        return Answer(self._turn.answer, self._report)
+        return Answer(self._question.turn.answer, self._question.report)
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete."""
+        """Whether the answer is complete, or ended in another way."""
         return self._done
 
     def __iter__(self) -> AnswerStream:
         return self
 
     def __next__(self) -> str:
-        with self._mutex:
-            self.owner = threading.get_ident()
-            before = len(self._turn.answer)
-            try:
-                while not self._done and len(self._turn.answer) == before:
-                    self._step()
-            except BaseException as exc:
-                self._finish("error" if isinstance(exc, Exception) else "interrupted")
-                raise
-            if len(self._turn.answer) == before:
-                raise StopIteration
-            return self._turn.answer[before:]
+        """The next piece of text.
+
+        Raises:
+            CancelledError: `Chat.cancel` was called.
+            StateError: The Chat was closed before the answer was complete.
+            ForkError: The stream belongs to the process that this one was forked from.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        _fork.check(self._pid)
+        try:
+            return self._steps.hold(Lease(self._steps, "reading a streamed answer"), self._advance)
+        finally:
+            self._obey()  # what was asked of the stream while it was in the step
 
     def read(self) -> Answer:
-        """Generates the rest of the answer and returns all of it."""
+        """Generates the rest of the answer and returns all of it; raises what `__next__` raises."""
         try:
             for _ in self:
                 pass
@@ -102,54 +112,122 @@ class AnswerStream(Iterator[str]):
         return self.answer
 
     def close(self) -> None:
-        """Stops generating. Does nothing when the answer is complete."""
-        with self._mutex:
-            self._finish("closed")
+        """Stops generating; what was generated is the answer. Does nothing when the answer is complete."""
+        self._close("closed")
+
+    def end(self, why: str) -> None:
+        """Ends the stream from outside, at once or after the step that a thread is in: `CANCELLED` or `CLOSED`."""
+        self._ending = why
+        self._obey()
 
     def __enter__(self) -> AnswerStream:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exc: object) -> None:
+        self._close("closed" if kind is None else "interrupted")
 
     def __del__(self) -> None:
-        if hasattr(self, "owner"):  # else __init__ failed
+        if hasattr(self, "_ending"):  # else __init__ failed
             self.close()
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedError("a streamed answer belongs to its process: read() it and pass the answer on")
+
+    def _close(self, reason: str) -> None:
+        if self._pid == os.getpid():  # a forked child leaves its parent's stream alone
+            self._steps.hold(Lease(self._steps, "closing a streamed answer"), lambda: self._finish(reason))
+
+    def _obey(self) -> None:
+        if not self._ending or self._done:
+            return
+        # A thread in the middle of a step makes this a BusyError, and comes here afterwards
+        with suppress(StateError):
+            reason = "cancelled" if self._ending == CANCELLED else "closed"
+            self._steps.hold(Lease(self._steps, "ending a streamed answer"), lambda: self._finish(reason), timeout=0)
+
+    def _advance(self) -> str:
+        """One piece of text; the caller holds `_steps`."""
+        turn = self._question.turn
+        before = len(turn.answer)
+        outside, self._lease.thread = self._lease.thread, threading.get_ident()
+        try:
+            while not self._done and len(turn.answer) == before:
+                self._step()
+        except BaseException as exc:
+            self._finish(_reason(exc))
+            raise
+        finally:
+            self._lease.thread = outside
+        if len(turn.answer) > before:
+            return turn.answer[before:]
+        if self._ending and not self._complete:
+            raise CancelledError(CANCELLED) if self._ending == CANCELLED else StateError(self._ending)
+        raise StopIteration
+
+    @property
+    def _complete(self) -> bool:
+        return self._question.report.stop_reason in ("end", "max_tokens", "context")
 
     def _step(self) -> None:
         """Appends one token to the answer, or finishes it."""
         began = time.perf_counter()
-        tokens = self._turn.tokens
+        engine, turn = self._session.engine, self._question.turn
+        options, report, tokens = self._question.options, self._question.report, turn.tokens
         if tokens:
             try:
-                self._engine.decode(tokens[-1])
+                unless_cancelled(lambda: engine.decode(tokens[-1]), lambda: self._lease.cancelled)
             except ContextError:
                 return self._finish("context")
             self._decodes += 1
-        token, end = self._engine.sample(self._options.temperature, self._options.seed)
+        elif self._lease.cancelled:
+            raise CancelledError(CANCELLED)
+        assert options.seed is not None
+        token, end = engine.sample(options.temperature, options.seed)
         now = time.perf_counter()
-        if self._report.ms_first_token == 0.0:
-            self._report.ms_first_token = (now - self._started) * 1e3
+        if report.ms_first_token == 0.0:
+            report.ms_first_token = (now - self._started) * 1e3
         else:
             self._busy_s += now - began
         if end:
             return self._finish("end")
         tokens.append(token)
-        self._turn.answer += self._utf8.decode(self._engine.token_bytes(token))
-        if len(tokens) >= self._options.max_tokens:
+        turn.answer += self._utf8.decode(engine.token_bytes(token))
+        if len(tokens) >= options.max_tokens:
             self._finish("max_tokens")
 
     def _finish(self, reason: str) -> None:
-        if self._done:
-            return
-        self._done = True
+        """Ends the answer, the first time; gives the Chat back, every time: an interrupt may have come before that."""
         try:
-            self._turn.answer += self._utf8.decode(b"", final=True)
-            report, count = self._report, len(self._turn.tokens)
-            report.stop_reason, report.answer_tokens = reason, count
-            report.ms_decode = self._busy_s * 1e3
-            report.tokens_per_second = self._decodes / self._busy_s if self._busy_s > 0.0 else 0.0
-            stats = self._engine.stats()
-            report.n_decodes, report.n_graphs_reused = stats.n_decodes, stats.n_graphs_reused
-        finally:
-            self._on_done()
+            try:
+                if not self._done:
+                    self._done = True
+                    self._conclude(reason)
+                elif not self._kept and reason in _LOST:
+                    self._question.report.stop_reason = reason
+            finally:
+                self._let_go()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        self._lease.gate.release(self._lease)
+        self._owner = None
+
+    def _conclude(self, reason: str) -> None:
+        turn, report = self._question.turn, self._question.report
+        turn.answer += self._utf8.decode(b"", final=True)
+        report.stop_reason, report.answer_tokens = reason, len(turn.tokens)
+        report.ms_decode = self._busy_s * 1e3
+        report.tokens_per_second = self._decodes / self._busy_s if self._busy_s > 0.0 else 0.0
+        stats = self._session.engine.stats()
+        report.n_decodes, report.n_graphs_reused = stats.n_decodes, stats.n_graphs_reused
+        if reason not in _LOST:
+            self._session.commit(self._question)
+            self._kept = True
+
+
+def _reason(exc: BaseException) -> str:
+    if isinstance(exc, CancelledError):
+        return "cancelled"
+    return "error" if isinstance(exc, Exception) else "interrupted"

@@ -18,19 +18,19 @@ from typing import Any, NoReturn
 import click
 from PIL import Image
 
-from . import __version__, _engine
+from . import __version__, _engine, _terminal
 from ._choice import FULL, refined
 from ._info import describe, lines
 from .answer import Answer
 from .chat import Chat
 from .convert import MMPROJ_TYPES, TEXT_TYPES
 from .convert import convert as convert_folder
-from .errors import ArgumentError, EngineError, PyAircacheError
+from .errors import ArgumentError, CancelledError, EngineError, PyAircacheError
 from .images import Picture
 from .method import ALLOCATIONS, Method
 from .serve import serve as start_server
 
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, _terminal.EXIT_INTERRUPTED
 
 
 class _Group(click.Group):
@@ -47,25 +47,36 @@ class _Group(click.Group):
         """Runs a command; in standalone mode leaves with the exit code of the module's docstring."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        _terminal.claim_streams()
+        _terminal.say_warnings()
+        if sys.stdout is None and (sys.argv[1:] if args is None else list(args))[:1] != ["serve"]:
+            _fail("standard output is closed, so there is nowhere to put the answer", EXIT_ERROR)
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of our output has gone: nothing left to say, and nobody to say it to
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _terminal.give_up(sys.stdout)
             sys.exit(EXIT_ERROR)
-        except (click.Abort, KeyboardInterrupt):
+        except (click.Abort, KeyboardInterrupt, CancelledError):
             sys.exit(EXIT_INTERRUPTED)
         except click.ClickException as exc:
             _fail(exc.format_message(), exc.exit_code)
         except ArgumentError as exc:
             _fail(str(exc), EXIT_USAGE)
-        except (PyAircacheError, OSError) as exc:
+        except PyAircacheError as exc:
             _fail(str(exc), EXIT_ERROR)
+        except OSError as exc:  # without a name it is a standard stream
+            _fail(f"{exc.filename or 'the output'} cannot be written: {exc.strerror or exc}", EXIT_ERROR)
         sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"pyaircache: error: {' '.join(message.split())}", err=True)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # a full disk, say: Python would try once more at its end, and speak of it in its own way
+        _terminal.give_up(sys.stdout)
+    _terminal.say(f"error: {message}")
     sys.exit(code)
 
 
@@ -96,6 +107,7 @@ def main(context: click.Context) -> None:
 @click.argument("question")
 @click.option("-m", "--model", metavar="GGUF", help="Language model; default: the small bundled one.")
 @click.option("--mmproj", metavar="GGUF", help="Its vision projector; default: the one in the model's folder.")
+@click.option("--no-mmproj", is_flag=True, help="No projector: a text model, whatever lies beside it.")
 @click.option("--keep", type=float, default=0.10, show_default=True, help="Share of visual KV cells to keep, (0, 1].")
 @click.option("--method", default="aircache", show_default=True, help="A name of `pyaircache methods`.")
 @click.option("--alpha", type=float, help="Threshold of an elite window, (0, 1]; default: 0.9.")
@@ -120,6 +132,7 @@ def ask(
     question: str,
     model: str | None,
     mmproj: str | None,
+    no_mmproj: bool,
     keep: float,
     method: str,
     alpha: float | None,
@@ -146,12 +159,14 @@ def ask(
     """
     if not images and (os.path.isfile(question) or _is_picture_name(question)):
         raise click.UsageError(f"Missing argument 'QUESTION': what is the question about {question}?")
+    if mmproj is not None and no_mmproj:
+        raise click.UsageError("--mmproj and --no-mmproj are given both")
     _check_heatmap(heatmap, images)
     chosen, alpha = refined(method, alpha, window=window, allocation=allocation, pool=pool, merge=merge, seed=seed)
-    pictures: list[Picture] = [sys.stdin.buffer.read() if name == "-" else name for name in images]
+    pictures: list[Picture] = [_stdin() if name == "-" else name for name in images]
     chat = Chat(
         model,
-        mmproj,
+        False if no_mmproj else mmproj,
         keep=keep,
         method=chosen,
         alpha=alpha,
@@ -164,7 +179,11 @@ def ask(
         verbose=verbose,
     )
     options: Any = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    with chat, chat.ask(pictures or None, question, stream=True, **options) as stream:
+    with (
+        chat,
+        _terminal.Interrupts(chat.cancel),
+        chat.ask(pictures or None, question, stream=True, **options) as stream,
+    ):
         for piece in stream:
             if not as_json:
                 click.echo(piece, nl=False)
@@ -178,6 +197,12 @@ def ask(
         click.echo()
     if verbose:
         click.echo(repr(answer.report), err=True)
+
+
+def _stdin() -> bytes:
+    if sys.stdin is None:
+        raise click.UsageError('"-" reads an image from standard input, which is closed')
+    return sys.stdin.buffer.read()
 
 
 def _is_picture_name(name: str) -> bool:
@@ -208,24 +233,34 @@ def _write_heatmaps(answer: Answer, pictures: list[Picture], out: str) -> None:
 def methods() -> None:
     """List the named methods: name, then window, keys, allocation and whatever else is not as in aircache."""
     for name in Method.names():
-        click.echo(f"{name:<10} {Method.named(name) if name != FULL else 'no compression: keep=1'}")
+        click.echo(f"{name:<10} {Method.named(name)}")
+    click.echo(f"{FULL:<10} no compression: keep=1")
 
 
 @main.command()
 @click.argument("model", metavar="MODEL.gguf")
 @click.argument("mmproj", metavar="[MMPROJ.gguf]", required=False)
 @click.option("--mmproj", "named", metavar="GGUF", help="Vision projector; default: the one in the model's folder.")
+@click.option("--no-mmproj", is_flag=True, help="No projector: a text model, whatever lies beside it.")
 @click.option("--image-size", "sizes", metavar="WxH", multiple=True, help="What a picture of W x H pixels becomes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
 def info(
-    model: str, mmproj: str | None, named: str | None, sizes: tuple[str, ...], as_json: bool, verbose: bool
+    model: str,
+    mmproj: str | None,
+    named: str | None,
+    no_mmproj: bool,
+    sizes: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Show what MODEL.gguf is, and whether its visual cache can be compressed."""
     if mmproj is not None and named is not None:
         raise click.UsageError("the projector is given twice")
+    if no_mmproj and (mmproj is not None or named is not None):
+        raise click.UsageError("a projector and --no-mmproj are given both")
     pictures = [_size(text) for text in sizes]
-    with Chat(model, mmproj or named, n_ctx=512, n_gpu_layers=0, verbose=verbose) as chat:
+    with Chat(model, False if no_mmproj else mmproj or named, n_ctx=512, n_gpu_layers=0, verbose=verbose) as chat:
         fields = describe(chat, pictures)
     click.echo(json.dumps(fields) if as_json else "\n".join(lines(fields)))
 

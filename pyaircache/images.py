@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import os
-from collections.abc import Sequence
-from typing import Any, Union
+from collections.abc import Iterable, Sequence
+from typing import Any, BinaryIO
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from .errors import ImageError, ImageNotFoundError
+from ._checks import named, path, shown
+from .errors import ArgumentError, ImageError, ImageNotFoundError, PyAircacheError
 
 
 class Video:
@@ -20,17 +24,28 @@ class Video:
     Others read the frames as that many pictures.
 
     Args:
-        frames: Pictures of one size, in any form that ``Chat.ask`` takes; an array [frames, H, W, 3] is a list of them.
+        frames: Pictures of one size, in any form that ``Chat.ask`` takes, as a list or another iterable, which is read
+            here; an array [frames, H, W, 3] is a list of them.
+
+    Raises:
+        ImageError: It is no iterable of pictures, such as the name of a video file, which is not decoded.
     """
 
-    def __init__(self, frames: Sequence[Picture]) -> None:
-        self.frames = frames
+    def __init__(self, frames: Iterable[Picture]) -> None:
+        if isinstance(frames, (str, bytes, bytearray, memoryview, os.PathLike, set, frozenset, dict)):
+            raise ImageError(f"a Video is made of its frames, a list of pictures in order, not of {shown(frames)}")
+        try:
+            self.frames = list(frames)
+        except Exception:  # whatever an iterable of the caller's own raises
+            raise ImageError(f"a Video is made of its frames, a list of pictures, not of {shown(frames)}") from None
 
 
-Picture = Union[str, "os.PathLike[str]", bytes, Image.Image, "NDArray[np.uint8]", Video]
-"""One picture: a path, a file's bytes, a Pillow image, an array [H, W], [H, W, 3] or [H, W, 4], a Video."""
+Picture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8] | Video
+"""One picture: a path, a data URI, a file's bytes, a file opened in binary mode, a Pillow image, an array [H, W],
+[H, W, 3] or [H, W, 4], a Video."""
 
 _TRANSPARENT_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
+_MOST_PIXELS = 1 << 28  # the engine's limit
 
 
 def load_images(image: Picture | Sequence[Picture] | None) -> list[NDArray[np.uint8]]:
@@ -40,7 +55,7 @@ def load_images(image: Picture | Sequence[Picture] | None) -> list[NDArray[np.ui
         image: A picture, a list or tuple of pictures, or None.
 
     Returns:
-        C-contiguous uint8 arrays [H, W, 3], in order; empty for None.
+        C-contiguous uint8 arrays [H, W, 3], of a video [frames, H, W, 3], in order; empty for None.
 
     Raises:
         ImageNotFoundError: A file does not exist.
@@ -58,6 +73,8 @@ def load_images(image: Picture | Sequence[Picture] | None) -> list[NDArray[np.ui
 def load_image(image: Picture) -> NDArray[np.uint8]:
     """Loads one picture: upright (EXIF), 8 bits per channel, transparency on white.
 
+    A file object is read from its beginning, if it can be rewound.
+
     Returns:
         C-contiguous uint8 array [H, W, 3]; of a video [frames, H, W, 3].
 
@@ -67,62 +84,109 @@ def load_image(image: Picture) -> NDArray[np.uint8]:
     """
     if isinstance(image, Video):
         return _frames(image)
-    if isinstance(image, np.ndarray):
-        picture = _from_array(image)
-    elif isinstance(image, Image.Image):
-        picture = _to_rgb(image, "the image")
-    elif isinstance(image, (bytes, bytearray, memoryview)):
-        picture = _open(io.BytesIO(image), "the image's bytes")
-    elif isinstance(image, (str, os.PathLike)):
-        picture = _open(os.fspath(image), f"image {os.fspath(image)!s}")
-    else:
-        raise ImageError(
-            f"an image is a path, bytes, a Pillow image or a uint8 array [H, W, 3], not {type(image).__name__}"
-        )
-    if 0 in picture.size:
-        raise ImageError(f"the image is empty: {picture.width} x {picture.height} pixels")
-    return np.ascontiguousarray(picture, dtype=np.uint8)
+    name = "the image"
+    try:
+        if isinstance(image, np.ndarray):
+            name = "the image array"
+            picture = _from_array(image)
+        elif isinstance(image, Image.Image):
+            picture = _to_rgb(image)
+        elif isinstance(image, (bytes, bytearray, memoryview)):
+            name = "the image's bytes"
+            picture = _open(io.BytesIO(bytes(image)), name)
+        elif isinstance(image, str) and image[:5].lower() == "data:":
+            name = "the image's data URI"
+            picture = _open(io.BytesIO(_from_uri(image)), name)
+        elif isinstance(image, (str, os.PathLike)):
+            name = "the image's path"
+            file = path("an image", image)
+            name = f"image {named(file)}"
+            picture = _open(file, name)
+        elif callable(getattr(image, "read", None)):
+            name = "the image's file object"
+            picture = _open(io.BytesIO(_from_file(image)), name)
+        else:
+            raise ImageError(
+                "an image is a path, a data URI, bytes, a file opened in binary mode, a Pillow image or a uint8 array "
+                f"[H, W, 3], or a list of these, not {type(image).__name__}"
+            )
+        if 0 in picture.size:
+            raise ImageError(f"{name} is empty: {picture.width} x {picture.height} pixels")
+        return np.ascontiguousarray(picture, dtype=np.uint8)
+    except ArgumentError as exc:
+        raise ImageError(str(exc)) from None
+    except PyAircacheError:
+        raise
+    except Image.DecompressionBombError as exc:
+        raise ImageError(f"{name} is too large to be opened safely: {exc}") from exc
+    except MemoryError:
+        raise ImageError(f"{name} does not fit into memory") from None
+    except OSError as exc:
+        raise ImageError(f"{name} cannot be read: {exc.strerror or exc}") from exc
+    except Exception as exc:
+        # Pillow's plugins raise anything on broken files, and so do classes of the caller's own
+        raise ImageError(f"{name} is damaged or cannot be used: {exc or type(exc).__name__}") from exc
 
 
 def _frames(video: Video) -> NDArray[np.uint8]:
     frames = [load_image(frame) for frame in video.frames]
     sizes = sorted({(frame.shape[-2], frame.shape[-3]) for frame in frames})
     if len(sizes) != 1 or frames[0].ndim != 3:
-        found = ", ".join(f"{width} x {height}" for width, height in sizes)
+        found = ", ".join(f"{width} x {height}" for width, height in sizes[:8])
         raise ImageError(f"a video has one frame or more, all pictures of one size, not {found or 'none'}")
     return np.stack(frames)
 
 
-def _open(source: Any, name: str) -> Image.Image:
+def _open(source: str | BinaryIO, name: str) -> Image.Image:
     try:
         with Image.open(source) as picture:
-            return _to_rgb(picture, name)
+            return _to_rgb(picture)
     except FileNotFoundError:
         hint = "; addresses are not fetched, download it first" if "://" in str(source) else ""
         raise ImageNotFoundError(f"{name} does not exist{hint}") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not in a picture format that Pillow knows") from None
-    except Image.DecompressionBombError as exc:
-        raise ImageError(f"{name} is too large to be opened safely: {exc}") from exc
-    except OSError as exc:
-        raise ImageError(f"{name} cannot be read: {exc.strerror or exc}") from exc
-    except (ValueError, SyntaxError, EOFError, IndexError, TypeError) as exc:  # Pillow's plugins on broken files
-        if isinstance(exc, ImageError):
-            raise
-        raise ImageError(f"{name} is damaged: {exc}") from exc
 
 
-def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    """An upright RGB copy of a Pillow image; the original is not touched."""
+def _from_uri(uri: str) -> bytes:
+    """The bytes of a data URI; of base64 both alphabets are taken, line breaks and a missing padding too."""
+    head, comma, data = uri.partition(",")
+    if not comma:
+        raise ImageError(f"a data URI is of the form data:image/png;base64,..., got {shown(uri)}")
+    raw = unquote_to_bytes(data)
+    if not head.lower().rstrip().endswith(";base64"):
+        return raw
+    digits = b"".join(raw.split()).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
     try:
-        picture.load()
-    except OSError as exc:
-        raise ImageError(f"{name} cannot be read: {exc.strerror or exc}") from exc
+        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+    except binascii.Error as exc:
+        raise ImageError(f"the image's data URI is not valid base64: {exc}") from None
+
+
+def _from_file(file: Any) -> bytes:
+    """What a file object holds, from its beginning if it can be rewound (Pillow does the same)."""
+    seekable = getattr(file, "seekable", None)
+    if callable(seekable) and seekable():
+        file.seek(0)
+    data = file.read()
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ImageError(f"the image's file object gives {type(data).__name__}; open the file in binary mode ('rb')")
+    return bytes(data)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """An upright RGB copy of a Pillow image; the original is not touched."""
+    if picture.width * picture.height > _MOST_PIXELS:
+        raise ImageError(f"the image has {picture.width} x {picture.height} pixels; at most 2^28 in all are taken")
+    picture.load()
     picture = _upright(picture)
     if picture.mode.startswith(("I", "F")):
         return _eight_bits(picture).convert("RGB")
+    if picture.mode == "LAB":
+        return _from_lab(picture)
     if picture.mode in _TRANSPARENT_MODES or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
+        layer = picture.convert("LA") if picture.mode == "La" else picture  # Pillow knows no direct way from La
+        layer = layer.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return picture.convert("RGB")
@@ -134,6 +198,13 @@ def _upright(picture: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(picture)
     except Exception:
         return picture
+
+
+def _from_lab(picture: Image.Image) -> Image.Image:
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(picture, lab, rgb, outputMode="RGB")
+    assert converted is not None  # None is for conversions in place
+    return converted
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -155,11 +226,13 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def _from_array(array: NDArray[Any]) -> Image.Image:
     """A Pillow image of an array [H, W] (grey), [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA)."""
     if array.dtype != np.uint8:
-        raise ImageError(f"an image array holds uint8 values from 0 to 255, not {array.dtype}")
+        raise ImageError(f"an image array holds uint8 values from 0 to 255, not {shown(str(array.dtype))}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
         raise ImageError(f"an image array has the shape [H, W], [H, W, 3] or [H, W, 4], not {list(array.shape)}")
     if 0 in array.shape:
         raise ImageError(f"the image array is empty: shape {list(array.shape)}")
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "the image array")
+    if array.shape[0] * array.shape[1] > _MOST_PIXELS:
+        raise ImageError(f"the image array has the shape {list(array.shape)}; at most 2^28 pixels are taken")
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))

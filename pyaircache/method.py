@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from . import _policy
-from ._checks import between, flag, one_of, whole
+from ._checks import between, flag, one_of, shown, whole
 from ._structs import Method as EngineMethod
 from .errors import ArgumentError
-from .window import Elite, Pool, Window
+from .window import WINDOWS, Elite, Pool, Window
 
 SCORES = ("attention", "random", "stride")
 KEYS = ("window", "causal")
@@ -67,18 +67,18 @@ class Method:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if type(self.window) not in Window.__subclasses__():
-            names = ", ".join(kind.__name__ for kind in Window.__subclasses__())
-            raise ArgumentError(f"window must be one of {names}, e.g. Elite(0.9); got {self.window!r}")
-        if not (self.pool is None or isinstance(self.pool, Pool)):
-            raise ArgumentError(f"pool must be a Pool, e.g. Pool('max', 5), or None; got {self.pool!r}")
+        if type(self.window) not in WINDOWS:
+            names = ", ".join(kind.__name__ for kind in WINDOWS)
+            raise ArgumentError(f"window must be one of {names}, e.g. Elite(0.9); got {shown(self.window)}")
+        if not (self.pool is None or type(self.pool) is Pool):
+            raise ArgumentError(f"pool must be a Pool, e.g. Pool('max', 5), or None; got {shown(self.pool)}")
         one_of("score", self.score, SCORES)
         one_of("keys", self.keys, KEYS)
         one_of("allocation", self.allocation, ALLOCATIONS)
         for name, high in (("merge", 1.0), ("uniform_share", 1.0), ("last_term", 1e6)):
             object.__setattr__(self, name, between(name, getattr(self, name), 0.0, high))
         for name in ("value_norm", "diversity"):
-            flag(name, getattr(self, name))
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
         for name, low, high in (("min_keep", 1, 2**31 - 1), ("rank", 0, 2**31 - 1), ("seed", 0, 2**32 - 1)):
             object.__setattr__(self, name, whole(name, getattr(self, name), low, high))
         if self.allocation == "prefix" and self.uniform_share:
@@ -86,22 +86,22 @@ class Method:
 
     @staticmethod
     def named(name: str) -> Method:
-        """The method of a name, such as ``"snapkv"``; `names` lists them.
+        """The method of a name, such as ``"snapkv"``; `names` lists all of them.
 
         Raises:
             ArgumentError: No method has this name, or it is ``"full"``, which is no method but ``keep=1.0``.
         """
         known = _policy.named_methods()
         if not isinstance(name, str) or name not in known:
-            raise ArgumentError(f"unknown method {name!r}; known methods: {', '.join(known)}")
+            raise ArgumentError(f"unknown method {shown(name)}; known methods: {', '.join(known)}")
         if known[name].keep == 1.0:
             raise ArgumentError(f"{name!r} keeps everything and is not a point of the grid; it is the same as keep=1.0")
         return _from_engine(known[name])
 
     @staticmethod
     def names() -> list[str]:
-        """All names that ``Chat(method=...)`` takes."""
-        return list(_policy.named_methods())
+        """The names that `named` takes; ``Chat(method=...)`` takes ``"full"`` as well, which is ``keep=1.0``."""
+        return [name for name, method in _policy.named_methods().items() if method.keep < 1.0]
 
     def engine(self, keep: float) -> EngineMethod:
         """The engine's form of this method, with a share of cells to keep."""

@@ -6,22 +6,18 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from . import _divergence, _heatmap, _policy
 from ._checks import whole
 from ._structs import Span
 from .errors import StateError
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-    from PIL import Image
-
-    from .images import Picture
-    from .method import Method
+from .images import Picture
+from .method import Method
 
 _ARRAYS = ("budgets", "kept", "scores", "elite", "alive", "strength", "skewness")
 
@@ -46,15 +42,20 @@ class Report:
     ``elite``, ``strength`` and ``skewness`` are empty. For a question without an image all per-layer fields are empty.
 
     Attributes:
-        keep: Share of the visual cells asked for, in (0, 1].
-        method: A named method's name, a `Method` in one line, or the name of the user's function.
+        keep: Share of the visual cells that was to stay, in (0, 1]. Of a follow-up without an image that of the
+            conversation's image, which the follow-up cannot change; 1 in a conversation without an image.
+        method: A named method's name, a `Method` in one line, or the name of the user's function; of a follow-up that
+            of the conversation's image, ``"full"`` in a conversation without one.
         alpha: Elite threshold, in (0, 1]; None where no elite window observes.
+        seed: Of the sampling, drawn or given: ``ask`` with it gives the same answer again. None where the answer is
+            not random (temperature 0) and none was given.
         layers: L.
         visual_tokens: N_v of this question.
         prompt_tokens: Tokens of this question's prompt, text and visual; of a follow-up the new ones only.
         answer_tokens: Tokens of the answer.
         stop_reason: Why the answer ended: ``"end"`` (the model ended it), ``"max_tokens"``, ``"context"`` (the window
-            is full), ``"closed"`` (the stream was closed), ``"interrupted"`` or ``"error"``.
+            is full), ``"closed"`` (the stream was closed), ``"cancelled"``, ``"interrupted"`` or ``"error"``. After the
+            last three the question is no part of the conversation.
         budgets: Visual tokens kept in each layer: int32 [L].
         kept: Each layer's kept visual indices, ascending: L int32 arrays.
         scores: Importance of every visual token in every layer, as the method rates it: float32 [L, N_v].
@@ -81,6 +82,7 @@ class Report:
     keep: float
     method: str
     alpha: float | None
+    seed: int | None = None
     layers: int = 0
     visual_tokens: int = 0
     prompt_tokens: int = 0
@@ -200,7 +202,8 @@ class Report:
 
     def __repr__(self) -> str:
         alpha = f", alpha={self.alpha:g}" if self.alpha is not None else ""
-        head = f"Report(method={self.method!r}, keep={self.keep:g}{alpha})"
+        seed = f", seed={self.seed}" if self.seed is not None else ""
+        head = f"Report(method={self.method!r}, keep={self.keep:g}{alpha}{seed})"
         rows: list[tuple[str, str]] = []
         if self.visual_tokens:
             images = len({span.image for span in self.spans})

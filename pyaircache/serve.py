@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import _files
+from ._checks import texts
+from .errors import EngineError
 
 SERVER = "llama-server"
 _MODEL = ("-m", "--model")
@@ -20,11 +22,13 @@ def command(args: Sequence[str]) -> list[str]:
     """The command line of llama-server: its own options, and the model files where they are not named.
 
     Raises:
+        ArgumentError: The options are not a list of texts.
         EngineError: There is no llama-server.
         ModelNotFoundError: A file does not exist.
         ModelError: A file is not a GGUF.
         ProjectorError: Several projectors fit equally well.
     """
+    args = texts("the server's options", args)
     line = [str(_files.find_program(SERVER)), *args]
     if _given(args, _ANSWERS) or _given(args, _ELSEWHERE):
         return line
@@ -45,10 +49,14 @@ def serve(args: Sequence[str]) -> NoReturn:
     """Becomes llama-server: signals reach it, and its exit code is this process's.
 
     Raises:
-        See `command`.
+        EngineError: The system cannot start llama-server.
+        PyAircacheError: See `command`.
     """
     line = command(args)
-    os.execv(line[0], line)
+    try:
+        os.execv(line[0], line)
+    except (OSError, ValueError) as exc:
+        raise EngineError(f"{line[0]} cannot be started: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def _given(args: Sequence[str], names: Sequence[str]) -> bool:
@@ -56,7 +64,7 @@ def _given(args: Sequence[str], names: Sequence[str]) -> bool:
 
 
 def _value(args: Sequence[str], names: Sequence[str]) -> str | None:
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
         if arg in names:
             return following
     return None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from ._checks import flag, one_of, share, whole
+from ._checks import flag, one_of, share, shown, whole
 from ._structs import Method as EngineMethod
 from .errors import ArgumentError
 
@@ -16,7 +17,10 @@ _FORMS = "elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N],
 
 
 class Window:
-    """The tokens whose attention rates the visual tokens: one of the classes below. ``str()`` is what `parse` reads."""
+    """The tokens whose attention rates the visual tokens: one of the classes below. ``str()`` is what `parse` reads.
+
+    Only those: the engine knows no others, so that a `Method` refuses a subclass of yours.
+    """
 
     @staticmethod
     def parse(text: str) -> Window:
@@ -26,7 +30,7 @@ class Window:
         Raises:
             ArgumentError: It is none of these.
         """
-        name, *words = str(text).split(":")
+        name, *words = text.split(":") if isinstance(text, str) else [""]
         try:
             if name == "elite":
                 alpha = float(words.pop(0)) if words and words[0] not in ("content", "last") else Elite.alpha
@@ -42,7 +46,7 @@ class Window:
             raise
         except ValueError:
             pass
-        raise ArgumentError(f"window {text!r}: must be of the form {_FORMS}")
+        raise ArgumentError(f"window {shown(text)}: must be of the form {_FORMS}")
 
     @staticmethod
     def of(method: EngineMethod) -> Window:
@@ -155,6 +159,10 @@ class All(Window):
         return {"window": _ALL}
 
 
+WINDOWS: tuple[type[Window], ...] = (Elite, Last, Text, Visual, All)
+"""The windows that there are."""
+
+
 @dataclass(frozen=True)
 class Pool:
     """Each score becomes the maximum or the average over its neighbours, inside each image.
@@ -186,13 +194,15 @@ class Pool:
         Raises:
             ArgumentError: It is none of these.
         """
-        if text == "none":
+        given = text if isinstance(text, str) else ""
+        if given == "none":
             return None
-        kind, _, size = str(text).partition(":")
+        kind, _, size = given.partition(":")
         first, by, second = size.partition("x")
-        if kind in _POOLS and first.isdecimal() and second == (first if by else ""):
+        if kind in _POOLS and re.fullmatch("[0-9]{1,9}", first) and second == (first if by else ""):
             return Pool(kind, int(first), grid=bool(by))
-        raise ArgumentError(f"pool {text!r}: must be of the form max:N, avg:N, max:NxN, avg:NxN (on the grid) or none")
+        form = "max:N, avg:N, max:NxN, avg:NxN (on the grid) or none"
+        raise ArgumentError(f"pool {shown(text)}: must be of the form {form}")
 
     @staticmethod
     def of(method: EngineMethod) -> Pool | None:

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from .. import _ffi, _files
-from .._checks import flag, one_of
+from .. import _checks, _ffi, _files
+from .._checks import flag, named, one_of, shown
 from .._progress import STAGE_MMPROJ, STAGE_QUANTIZE, STAGE_TEXT, ProgressLine
 from ..errors import ArgumentError, ConversionError, EngineError
 from ._source import open_source
@@ -84,12 +84,18 @@ def convert(
     flag("verbose", verbose)
     folder = open_source(source)
     if name is not None and (not isinstance(name, str) or not name or Path(name).name != name or name.startswith(".")):
-        raise ArgumentError(f"name must be a name for files, without folders, got {name!r}")
+        raise ArgumentError(f"name must be a name for files, without folders, got {shown(name)}")
     title = name or folder.name
     parts = [part for part in _STAGES if only in ("both", part)]
-    target = Path(os.path.abspath(out))
+    if not title.isprintable() or (pre_tokenizer is not None and not isinstance(pre_tokenizer, str)):
+        wrong = pre_tokenizer if title.isprintable() else title
+        raise ArgumentError(f"name and pre_tokenizer must be printable texts, got {shown(wrong)}")
+    target = Path(os.path.abspath(_checks.path("the folder to write to", out)))
     final = {part: target / _file_name(part, title, types[part]) for part in parts}
-    _refuse_existing(final, target, force)
+    try:
+        _refuse_existing(final, target, force)
+    except OSError as exc:  # a name that is too long
+        raise ConversionError(f"{named(str(target))} cannot be written to: {exc.strerror or exc}") from exc
     _require_modules()
     converter = find_converter()
     quantize = _files.find_program("llama-quantize") if "text" in parts and types["text"] not in DIRECT else None

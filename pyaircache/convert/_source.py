@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import _checks
+from .._checks import named
 from ..errors import ConversionError, ModelNotFoundError
 
 _INDEX = "model.safetensors.index.json"
@@ -35,11 +37,18 @@ def open_source(folder: str | os.PathLike[str]) -> Source:
     """Checks a model folder; reads its configuration and the headers of its weights, nothing else.
 
     Raises:
+        ArgumentError: It is no path.
         ModelNotFoundError: There is no such folder.
         ConversionError: It is no model folder, has no safetensors, or they are damaged or incomplete.
     """
+    folder = _checks.path("the model folder", folder)
     path = Path(os.path.abspath(folder))
-    if not path.exists():
+    try:
+        found = path.exists()
+    except OSError as exc:
+        raise ConversionError(f"model folder {named(folder)} cannot be read: {exc.strerror or exc}") from exc
+    folder = named(folder)
+    if not found:
         hint = "; models are not downloaded, name a folder" if str(folder).count("/") == 1 else ""
         raise ModelNotFoundError(f"model folder {folder} does not exist{hint}")
     if not path.is_dir():

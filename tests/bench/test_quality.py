@@ -93,7 +93,7 @@ def test_presets_are_points_of_the_grid() -> None:
         method = quality.method_of(name)
         assert method in known if name in quality.NAMED else isinstance(method, quality.Method)
     assert str(quality.method_of("last16+max5")) == "window=last:16 keys=causal pool=max:5 allocation=uniform"
-    assert {*quality.NAMED, "elastic", "full"} == set(known)  # elastic is h2o
+    assert {*quality.NAMED, "elastic"} == set(known)  # elastic is h2o
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from fake_engine import NAMED, FakeEngine
 
-from pyaircache import Chat, _ffi, _files, _log, _policy, chat
+from pyaircache import Chat, _ffi, _files, _policy, chat
 
 
 class Sample(NamedTuple):
@@ -62,6 +62,5 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
     """Makes ``Chat("fake.gguf")`` use FakeEngine instead of the library."""
     monkeypatch.setattr(chat, "Engine", FakeEngine)
     monkeypatch.setattr(_policy, "named_methods", lambda: NAMED)
-    monkeypatch.setattr(_log, "show", lambda enabled: None)
     monkeypatch.setattr(_files, "resolve", lambda model, mmproj: (Path(model or "fake.gguf"), None))
     return FakeEngine

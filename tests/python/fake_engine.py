@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pyaircache import ContextError, Last, Pool, StateError
+from pyaircache import CancelledError, ContextError, Last, Pool, StateError
 from pyaircache import Method as PublicMethod
-from pyaircache._structs import Compression, Info, Message, Method, PromptInfo, Scores, Span, Stats
+from pyaircache._engine import Progress
+from pyaircache._protocol import EngineLike
+from pyaircache._structs import Compression, Info, Message, Method, PromptInfo, Scores, Size, Span, Stats
 
 END = 0
+N_CTX = 10_000
 LAYERS, TOKENS_PER_IMAGE = 2, 6
 MARKER = "<image>"
 SNAPKV = PublicMethod(window=Last(32), keys="causal", pool=Pool("avg", 5), allocation="uniform")
@@ -22,14 +28,14 @@ NAMED = {
 }
 
 
-def render(messages: Any, add_generation_prompt: bool) -> str:
+def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
     """A chat template like Qwen2-VL's."""
     text = "".join(f"<s>{message.role}\n{message.content}</s>\n" for message in messages)
     return text + ("<s>assistant\n" if add_generation_prompt else "")
 
 
 class FakeEngine:
-    """Byte tokens (token = byte + 1); answers every prompt with ``script``."""
+    """Byte tokens (token = byte + 1); answers every prompt with ``script``. The calls are those of `EngineLike`."""
 
     vision = True
     can_compress = True
@@ -38,17 +44,26 @@ class FakeEngine:
     def __init__(self, model: Any, mmproj: Any = None, *, progress: Any = None, **options: Any) -> None:
         self.options = options
         self.log: list[Any] = []  # what was fed: ("prompt", text, images), ("compress", keep), tokens as int
-        self.n_ctx = 10_000
+        self.n_ctx = options.get("n_ctx") or N_CTX
         self.fail: dict[str, BaseException] = {}  # method name -> exception of its next call
         self.fail_after: dict[str, BaseException] = {}  # the same, but the call takes effect first
-        self.closed = False
+        self.hooks: dict[str, Callable[[], object]] = {}  # method name -> called at the beginning of its next call
+        self.cancelled = threading.Event()
+        self._closed = False
         self.position = 0
+        self.n_past = self.n_decodes = 0
         self.reset()
         self.log.clear()
 
     def _called(self, name: str) -> None:
-        if self.closed:
+        if self._closed:
             raise StateError("the engine is closed")
+        if name in ("prompt", "decode"):
+            self.cancelled.clear()
+        if name in self.hooks:
+            self.hooks.pop(name)()
+        if name in ("prompt", "decode") and self.cancelled.is_set():
+            raise CancelledError("cancelled")
         if name in self.fail:
             raise self.fail.pop(name)
 
@@ -56,26 +71,39 @@ class FakeEngine:
         if name in self.fail_after:
             raise self.fail_after.pop(name)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def close(self) -> None:
-        self.closed = True
+        self._closed = True
+
+    def cancel(self) -> None:
+        self.cancelled.set()
 
     def info(self) -> Info:
-        return Info("fake", "fake", "fake", LAYERS, 1, 1, 1, 257, self.n_ctx, self.n_ctx, 1, 1, 10, self.vision,
+        return Info("fake", "fake", "fake", LAYERS, 1, 1, 1, 257, self.n_ctx, N_CTX, 1, 1, 10, self.vision,
                     self.can_compress, "" if self.can_compress else "sliding windows cannot be compressed")  # fmt: skip
 
     def marker(self) -> str:
         return MARKER
 
-    def apply_template(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
+    def apply_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         return render(messages, add_generation_prompt)
 
-    def layout(self, text: str, images: Any = ()) -> PromptInfo:
+    def layout(self, text: str, images: Sequence[NDArray[np.uint8] | Size] = ()) -> PromptInfo:
         self._called("layout")
         spans = [Span(i, i * TOKENS_PER_IMAGE, TOKENS_PER_IMAGE, 3, 2) for i in range(len(images))]
         return PromptInfo(1, 1, 1, spans, 0.0, 0.0)
 
     def prompt(
-        self, text: str, images: Any = (), *, reserve: int = 0, observe: bool = False, progress: Any = None
+        self,
+        text: str,
+        images: Sequence[NDArray[np.uint8]] = (),
+        *,
+        reserve: int = 0,
+        observe: Method | bool = False,
+        progress: Progress | None = None,
     ) -> PromptInfo:
         self._called("prompt")
         assert text.count(MARKER) == len(images)
@@ -99,19 +127,19 @@ class FakeEngine:
         self._returns("score")
         return self._scores()
 
-    def evict(self, kept: list[Any], mask_only: bool = False, merge: float = 0.0) -> Compression:
+    def evict(self, kept: Sequence[NDArray[np.int32]], mask_only: bool = False, merge: float = 0.0) -> Compression:
         self._called("evict")
         self.log.append(("evict", [one.tolist() for one in kept]))
         self.n_past -= 2
         self._returns("evict")
         budgets = np.array([len(one) for one in kept], np.int32)
-        return Compression(budgets, kept, np.empty(0), np.empty(0), 1000, 400, 0.0, 2.0)
+        return Compression(budgets, list(kept), np.empty(0), np.empty(0), 1000, 400, 0.0, 2.0)
 
     def _scores(self) -> Scores:
         elite = [np.array([7], np.int32)] * LAYERS
         return Scores(np.ones((LAYERS, TOKENS_PER_IMAGE), np.float32), elite, np.empty(0), 1.0)
 
-    def compress(self, method: Method) -> tuple[Scores, Compression]:
+    def compress(self, method: Method, mask_only: bool = False) -> tuple[Scores, Compression]:
         self._called("compress")
         self.log.append(("compress", method.keep))
         self.method = method
@@ -148,3 +176,7 @@ class FakeEngine:
         self._called("reset")
         self.n_past = self.n_decodes = 0
         self.log.append("reset")
+        self._returns("reset")
+
+
+_: type[EngineLike] = FakeEngine  # mypy compares every signature

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
+import pathlib
+import re
+import sys
 import threading
 from collections.abc import Callable
 
@@ -12,6 +16,7 @@ from PIL import Image
 
 from pyaircache import (
     ArgumentError,
+    CancelledError,
     Chat,
     ContextError,
     ImageError,
@@ -180,7 +185,6 @@ def test_errors_leave_the_chat_usable(real_chat, samples):
         (ImageError, lambda: real_chat.ask("none.png", "What?")),
         (ImageError, lambda: real_chat.ask(b"no picture", "What?")),
         (ArgumentError, lambda: real_chat.ask(sample.picture, sample.question, keep=0)),
-        (ArgumentError, lambda: real_chat.ask(sample.picture, f"{real_chat._engine.marker()} what?")),
         (ArgumentError, lambda: real_chat.ask(sample.picture, "a\0b")),
         (ContextError, lambda: real_chat.ask(sample.picture, "word " * 20_000)),
         (ContextError, lambda: real_chat.ask(None, "word " * 20_000)),
@@ -233,6 +237,81 @@ def test_threads_take_turns(real_chat, samples):
     for thread in threads:
         thread.join(60)
     assert answers == {number: samples[number % len(samples)].answer for number in range(6)}
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_cancel_from_another_thread(engine, samples, n_threads):
+    """During the prompt and during the answer; what the engine holds is right for the next question."""
+    sample = samples[0]
+    with Chat(n_threads=n_threads) as chat, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        chat.ask(sample.picture, sample.question, keep=0.5)
+        expected = chat.ask(None, "And the next one?", max_tokens=8)
+        chat.ask(sample.picture, sample.question, keep=0.5)
+        begun = threading.Event()
+        engine_calls = {"prompt": chat._engine.prompt, "decode": chat._engine.decode}
+        for name, call in engine_calls.items():
+            for image in (samples[1].picture, None):
+                begun.clear()
+
+                def told(*arguments: object, call: Callable[..., object] = call, **options: object) -> object:
+                    begun.set()
+                    return call(*arguments, **options)
+
+                setattr(chat._engine, name, told)
+                chat._engine.sample = lambda temperature, seed: (5, False)  # an answer without an end
+                asking = pool.submit(chat.ask, image, "What?", max_tokens=100_000)
+                assert begun.wait(60)
+                assert chat.cancel()
+                with pytest.raises(CancelledError):
+                    asking.result(60)
+                del chat._engine.sample
+                delattr(chat._engine, name)
+        assert len(chat._session.turns) == 1
+        assert chat.ask(None, "And the next one?", max_tokens=8) == expected
+
+
+def test_cancelled_stream(real_chat, samples):
+    stream = real_chat.ask(samples[0].picture, samples[0].question, stream=True)
+    next(stream)
+    assert real_chat.cancel()
+    with pytest.raises(CancelledError):
+        next(stream)
+    assert real_chat.ask(samples[0].picture, samples[0].question, keep=1.0) == samples[0].answer
+
+
+def test_ctrl_c_while_decoding(real_chat, samples, monkeypatch):
+    """As one that comes between two tokens: the conversation is as it was, without half an answer."""
+    sample = samples[0]
+    real_chat.ask(sample.picture, sample.question, keep=0.5)
+    expected = real_chat.ask(None, "And the next one?", max_tokens=8)
+    for image in (None, sample.picture):
+        real_chat.ask(sample.picture, sample.question, keep=0.5)
+        decode, calls = real_chat._engine.decode, []
+
+        def interrupt(token: int, decode: Callable[[int], None] = decode, calls: list[int] = calls) -> None:
+            decode(token)
+            calls.append(token)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(real_chat._engine, "decode", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                real_chat.ask(image, sample.question, temperature=50.0, max_tokens=1000, seed=3)
+        assert [turn.answer for turn in real_chat._session.turns] == [sample.answer]
+        assert real_chat.ask(None, "And the next one?", max_tokens=8) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_spans_need_no_pixels(real_chat):
+    def peak() -> int:
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # type: ignore[index]
+
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the highest value so far
+    before = peak()
+    assert sum(span.n_tokens for span in real_chat.spans((12_000, 12_000))) > 0
+    assert peak() - before < 50_000
 
 
 def test_other_threads_run_during_a_question(real_chat, samples):

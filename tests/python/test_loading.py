@@ -42,7 +42,7 @@ def test_wrong_files(engine, tmp_path):
     (tmp_path / "head.gguf").write_bytes(model.read_bytes()[:9])
     with pytest.raises(ModelError):
         Chat(tmp_path / "head.gguf")
-    with pytest.raises(ArgumentError, match="cache type"):
+    with pytest.raises(ArgumentError, match="cache_type_k must be one of f32, f16"):
         Chat(cache_type_k="f64")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-import time
+import threading
 
 import pytest
 
@@ -12,8 +12,18 @@ from pyaircache import _progress
 
 
 class Terminal(io.StringIO):
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Event()
+
     def isatty(self) -> bool:
         return True
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        if "encoding images" in text:
+            self.written.set()
+        return count
 
 
 def test_nothing_in_a_pipe(monkeypatch):
@@ -54,8 +64,5 @@ def test_line_appears_during_one_long_step(monkeypatch):
     monkeypatch.setattr(_progress, "_DELAY_S", 0.05)
     with _progress.ProgressLine() as line:
         line(1, 0, 1)
-        deadline = time.monotonic() + 10
-        while "encoding images" not in stream.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert "encoding images" in stream.getvalue()
+        assert stream.written.wait(30)
     assert stream.getvalue().rstrip(" ").endswith("\r")

@@ -1,0 +1,446 @@
+"""Whatever is passed in: an answer, or an error of this package in a few words."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import decimal
+import fractions
+import functools
+import inspect
+import io
+import pathlib
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_engine import FakeEngine
+from PIL import Image
+
+import pyaircache
+from pyaircache import (
+    All,
+    Chat,
+    Elite,
+    Last,
+    Method,
+    Pool,
+    PyAircacheError,
+    PyAircacheWarning,
+    Text,
+    Video,
+    Visual,
+    Window,
+    _engine,
+    _files,
+    cli,
+    convert,
+    images,
+    serve,
+)
+from pyaircache._protocol import EngineLike
+
+PICTURE = Image.effect_mandelbrot((60, 40), (-2, -1, 1, 1), 20).convert("RGB")
+
+
+def encoded(kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    PICTURE.save(out, kind)
+    return out.getvalue()
+
+
+class Hostile:
+    """Raises whatever is done with it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __repr__(self) -> str:
+        raise RuntimeError("repr")
+
+    def __iter__(self) -> Iterator[Any]:
+        raise RuntimeError("iter")
+
+
+class LateImage(Image.Image):
+    """A Pillow image of the user's own, which fails when its pixels are needed."""
+
+    def load(self) -> Any:
+        raise KeyError("pixels")
+
+
+def truncated() -> Image.Image:
+    return Image.open(io.BytesIO(encoded()[:-40]))
+
+
+def closed() -> Image.Image:
+    picture = PICTURE.copy()
+    picture.close()
+    return picture
+
+
+def closed_file() -> io.BytesIO:
+    file = io.BytesIO(encoded())
+    file.close()
+    return file
+
+
+ODD: list[Any] = [
+    None, True, 0, -1, 3.5, float("nan"), float("inf"), 10**400, 1e300, 2 + 1j, decimal.Decimal("0.5"),
+    fractions.Fraction(1, 2), np.float32(0.5), np.int64(3), np.bool_(True), np.array(0.5), np.zeros((2, 2)),
+    np.zeros((300, 300), object), np.array(["a"]), "", " ", "x" * 100_000, "a\0b", "\ud800", "\udcff.png", b"",
+    b"x" * 100_000, bytearray(b"x"), memoryview(b"x"), memoryview(b"abcd")[::2], pathlib.Path("/none/there.png"),
+    pathlib.Path("/"), pathlib.PurePosixPath("a\0b"), [], [1], ["a"] * 10_000, (), (1,), (1, 2, 3), set(), {1, 2}, {},
+    {"a": 1}, range(3), iter([]), (i for i in range(3)), object(), type, int, len, Hostile(), Hostile, Elite, Elite(),
+    Window, Window(), Pool(), Method(), Method, Chat, io.StringIO("text"), io.BytesIO(), closed_file(), closed(),
+    truncated(), LateImage(), Image.new("RGB", (0, 5)), Image.new("RGB", (5, 5)), Video([]), Video([1]),
+    "data:", "data:image/png;base64", "data:image/png;base64,%%%", "data:image/png;base64," + "A" * 100_000,
+    "data:,hello", "http://example.com/page.png",
+]  # fmt: skip
+
+
+def tried(call: Callable[[], object]) -> None:
+    """An answer, or an error of ours of 15 to 500 characters that can be printed."""
+    try:
+        call()
+    except PyAircacheError as exc:
+        assert 15 <= len(str(exc)) <= 500, str(exc)[:1000]
+        str(exc).encode("utf-8")
+
+
+@pytest.fixture(scope="module", params=range(len(ODD)), ids=lambda i: f"{i}-{type(ODD[i]).__name__}")
+def odd(request: pytest.FixtureRequest) -> Any:
+    return ODD[request.param]
+
+
+@pytest.fixture
+def chat(fake: type[FakeEngine]) -> Iterator[Chat]:
+    with Chat("fake.gguf", keep=0.5) as chat:
+        yield chat
+
+
+CHAT = [name for name in inspect.signature(Chat).parameters if name not in ("model", "mmproj")]
+ASK = ["keep", "max_tokens", "temperature", "seed", "stream", "timeout"]
+METHOD = [field.name for field in dataclasses.fields(Method)]
+
+
+@pytest.mark.filterwarnings("ignore::pyaircache.PyAircacheWarning")
+def test_chat_takes_any_option(fake, odd):
+    for name in CHAT:
+        tried(lambda name=name: Chat("fake.gguf", **{name: odd}).close())
+
+
+def test_paths_of_files(odd):
+    tried(lambda: _files.resolve(odd, None))
+    tried(lambda: _files.resolve(None, odd))
+
+
+@pytest.mark.filterwarnings("ignore::pyaircache.PyAircacheWarning", "ignore::UserWarning")
+def test_ask_takes_anything(chat, odd):
+    tried(lambda: chat.ask(odd, "What?"))
+    tried(lambda: chat.ask([odd, PICTURE], "What?"))
+    tried(lambda: chat.ask(Video(odd), "What?"))
+    tried(lambda: chat.ask(Video([odd]), "What?"))
+    tried(lambda: chat.ask(None, odd))
+    for name in ASK:
+        tried(lambda name=name: close(chat.ask(PICTURE, "What?", **{name: odd})))
+    tried(lambda: chat.spans(odd))
+    tried(lambda: chat.spans((odd, 28)))
+    tried(lambda: chat.spans((28, odd)))
+    tried(lambda: chat.reset(timeout=odd))
+    assert chat.ask(PICTURE, "What?", keep=0.5) == "hello"
+
+
+def close(answer: Any) -> None:
+    if isinstance(answer, pyaircache.AnswerStream):
+        answer.close()
+
+
+def test_methods_windows_and_pools_take_anything(engine, odd):
+    for name in METHOD:
+        tried(lambda name=name: str(Method(**{name: odd}).engine(0.5)))
+    for kind in (Elite, Last, Text, Visual, Pool):
+        for field in dataclasses.fields(kind):
+            tried(lambda kind=kind, field=field: kind(**{field.name: odd}))
+    for parse in (Window.parse, Pool.parse, Method.named):
+        tried(lambda parse=parse: parse(odd))
+
+
+@pytest.fixture(scope="module")
+def report(engine: object) -> pyaircache.Report:
+    spans = [pyaircache.Span(0, 0, 6, 3, 2)]
+    scores = np.linspace(0, 1, 12, dtype=np.float32).reshape(2, 6)
+    kept = [np.array([0, 1], np.int32), np.array([5], np.int32)]
+    return pyaircache.Report(0.25, "aircache", 0.9, layers=2, visual_tokens=6, budgets=np.array([2, 1], np.int32),
+                             kept=kept, scores=scores, spans=spans)  # fmt: skip
+
+
+def test_report_methods_take_anything(report, odd):
+    tried(lambda: report.heatmap(odd))
+    tried(lambda: report.heatmap(PICTURE, odd))
+    tried(lambda: report.heatmap([PICTURE], odd))
+    tried(lambda: report.ranked(odd))
+    tried(lambda: report.divergence(odd))
+    report.to_dict(scalars_only=odd is not None)
+
+
+def test_the_servers_options_take_anything(engine, odd, monkeypatch):
+    monkeypatch.setattr("os.execv", lambda *arguments: None)
+    tried(lambda: serve.serve(odd))
+    tried(lambda: serve.serve([odd]))
+
+
+def test_conversions_take_anything(odd, tmp_path):
+    (tmp_path / "model").mkdir()
+    tried(lambda: convert.convert(odd, tmp_path))
+    for name in ("outtype", "mmproj_outtype", "only", "name", "pre_tokenizer", "force", "verbose"):
+        tried(lambda name=name: convert.convert(tmp_path / "model", tmp_path / "out", **{name: odd}))
+    if not isinstance(odd, (str, pathlib.PurePath)):
+        tried(lambda: convert.convert(tmp_path / "model", odd))
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr",
+                                  "HSV", "LAB", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"])  # fmt: skip
+def test_every_mode_is_read(mode):
+    picture = Image.new(mode, (6, 4))
+    assert images.load_image(picture).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("mode", ["La", "LA", "RGBa", "PA", "L", "HSV", "CMYK", "LAB"])
+def test_modes_show_the_same_picture(mode):
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        other = ImageCms.profileToProfile(PICTURE, *profiles, outputMode="LAB")
+    else:
+        between = {"La": "LA", "RGBa": "RGBA"}.get(mode)
+        other = (PICTURE.convert(between) if between else PICTURE).convert(mode)
+    difference = images.load_image(other).astype(int) - np.asarray(PICTURE)
+    assert np.abs(difference).mean() < (10 if mode == "PA" else 4)  # a palette has 256 colours
+
+
+def test_file_objects_and_data_uris(tmp_path):
+    data = encoded()
+    path = tmp_path / "page.png"
+    path.write_bytes(data)
+    file = io.BytesIO(data)
+    file.seek(0, io.SEEK_END)
+    coded = base64.b64encode(data)
+    urlsafe = base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+    broken_lines = base64.encodebytes(data).decode()
+    with path.open("rb") as on_disk:
+        for source in (
+            file, file, on_disk, io.BufferedReader(io.BytesIO(data)), "data:image/png;base64," + coded.decode(),
+            "DATA:;BASE64," + urlsafe, "data:image/png;name=a;base64," + broken_lines,
+            "data:image/png," + "".join(f"%{byte:02x}" for byte in data), memoryview(data + b"x")[:-1],
+            memoryview(bytes(2 * len(data)))[::2].obj and memoryview(np.repeat(np.frombuffer(data, np.uint8), 2))[::2],
+        ):  # fmt: skip
+            np.testing.assert_array_equal(images.load_image(source), np.asarray(PICTURE))
+
+
+def test_an_open_text_file_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    with (tmp_path / "a.txt").open() as file, pytest.raises(pyaircache.ImageError, match="binary mode"):
+        images.load_image(file)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "ICO", "TGA", "PPM", "JPEG2000"])
+def test_damaged_files(kind):
+    """Cut anywhere, and with any bytes changed: a picture or an ImageError."""
+    try:
+        data = encoded(kind)
+    except (OSError, KeyError):
+        pytest.skip(f"this Pillow writes no {kind}")
+    random = np.random.default_rng(0)
+    for length in random.integers(0, len(data), 30):
+        tried(lambda length=length: images.load_image(data[:length]))
+    for _ in range(60):
+        changed = bytearray(data)
+        for place in random.integers(0, min(len(data), 200), 4):
+            changed[place] = random.integers(0, 256)
+        tried(lambda changed=changed: images.load_image(bytes(changed)))
+
+
+def test_a_picture_that_is_too_large_is_not_copied():
+    array = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (1 << 20, 1 << 20, 3))
+    with pytest.raises(pyaircache.ImageError, match="at most 2\\^28 pixels"):
+        images.load_image(array)
+
+
+def test_no_memory(monkeypatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(pyaircache.ImageError, match="does not fit into memory"):
+        images.load_image(encoded())
+
+
+def test_long_values_do_not_fill_the_messages(chat):
+    for image in ("x" * 100_000, "data:image/png;base64," + "%" * 100_000, pathlib.Path("/" + "a/" * 50_000)):
+        with pytest.raises(pyaircache.ImageError) as caught:
+            chat.ask(image, "What?")
+        assert len(str(caught.value)) < 500
+
+
+# -- types -------------------------------------------------------------------------------------------------------------
+
+
+def public() -> Iterator[Any]:
+    for name in pyaircache.__all__:
+        one = getattr(pyaircache, name)
+        if inspect.isclass(one):
+            yield one
+            for member in vars(one).values():
+                if isinstance(member, (staticmethod, classmethod)):
+                    yield member.__func__
+                elif isinstance(member, property):
+                    yield member.fget
+                elif inspect.isfunction(member):
+                    yield member
+    yield from (images.load_image, images.load_images, serve.serve, serve.command, convert.convert, EngineLike,
+                _engine.Engine, _files.resolve)  # fmt: skip
+
+
+def test_type_hints_can_be_read():
+    assert typing.get_type_hints(Chat.ask)["stream"] is bool
+    seen = 0
+    for one in public():
+        typing.get_type_hints(one)
+        seen += 1
+    assert seen > 100
+
+
+@pytest.mark.parametrize("kind", [_engine.Engine, FakeEngine])
+def test_engines_have_the_protocols_calls(kind):
+    for name, member in vars(EngineLike).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(member, property):
+            assert isinstance(vars(kind)[name], property)
+            continue
+        expected, found = inspect.signature(member), inspect.signature(getattr(kind, name))
+        assert found == expected, name
+
+
+def test_a_window_of_the_users_own_is_refused():
+    class Mine(Elite):
+        pass
+
+    class Other(Window):
+        pass
+
+    for window in (Mine(), Other()):
+        with pytest.raises(pyaircache.ArgumentError, match="window must be one of Elite, Last, Text, Visual, All, "):
+            Method(window=window)
+    assert Method(window=All()).engine(0.5).window == 4
+
+
+def test_every_name_makes_a_method(engine):
+    assert "full" not in Method.names()
+    assert all(isinstance(Method.named(name), Method) for name in Method.names())
+
+
+def test_policies_of_any_kind_have_a_name(fake):
+    def policy(scores: Any, total: int) -> Any:
+        raise AssertionError
+
+    policy.__name__ = "p" * 1000
+    for one in (policy, functools.partial(policy)):
+        with Chat("fake.gguf", method=one) as chat:
+            assert len(repr(chat)) < 300
+
+
+# -- what was made of options ------------------------------------------------------------------------------------------
+
+
+def test_options_that_become_something_else_are_spoken_of(engine):
+    with pytest.warns(PyAircacheWarning, match="n_ctx=64 became 256"), Chat(n_ctx=64, n_threads=1) as chat:
+        assert chat.info.n_ctx == 256
+    train = chat.info.n_ctx_train
+    with pytest.warns(PyAircacheWarning, match=f"more than the {train} tokens .* trained with") as caught:
+        Chat(n_ctx=train + 256, n_threads=1).close()
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("n_threads", [513, 4096])
+def test_more_threads_than_ggml_has(fake, n_threads):
+    with pytest.raises(
+        pyaircache.ArgumentError, match=f"n_threads must be a whole number from 0 to 512, got {n_threads}"
+    ):
+        Chat("fake.gguf", n_threads=n_threads)
+
+
+def test_more_threads_than_processors(fake, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    with pytest.warns(PyAircacheWarning, match="n_threads=5 is more than the 4 processors"):
+        Chat("fake.gguf", n_threads=5).close()
+
+
+def test_follow_ups_report_what_holds(chat, recwarn):
+    chat.ask(PICTURE, "One?", keep=0.25)
+    assert not recwarn.list
+    report = chat.ask(None, "Two?").report
+    assert (report.keep, report.method, report.alpha) == (0.25, "aircache", 0.9)
+    assert not recwarn.list
+    with pytest.warns(PyAircacheWarning, match=r"keep=0.75 has no effect: .*\(keep=0.25\)") as caught:
+        report = chat.ask(None, "Three?", keep=0.75).report
+    assert report.keep == 0.25 and caught[0].filename == __file__
+    chat.reset()
+    report = chat.ask(None, "Four?").report
+    assert (report.keep, report.method, report.alpha) == (1.0, "full", None)
+    with pytest.warns(PyAircacheWarning, match="there is no image in this conversation"):
+        chat.ask(None, "Five?", keep=0.5)
+    with pytest.raises(pyaircache.ArgumentError, match="keep must be"):
+        chat.ask(None, "Six?", keep=2)
+
+
+def test_the_seed_is_reported(chat):
+    assert chat.ask(None, "What?").report.seed is None
+    assert chat.ask(None, "What?", seed=7).report.seed == 7
+    assert chat.ask(None, "What?", temperature=1, seed=8).report.seed == 8
+    seeds = {chat.ask(None, "What?", temperature=1).report.seed for _ in range(4)}
+    assert len(seeds) > 1 and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)
+
+
+def test_a_reported_seed_repeats_the_answer(real_chat, samples):
+    first = real_chat.ask(samples[0].picture, samples[0].question, temperature=3.0, max_tokens=12)
+    again = real_chat.ask(samples[0].picture, samples[0].question, temperature=3.0, max_tokens=12,
+                          seed=first.report.seed)  # fmt: skip
+    assert again == first
+
+
+def test_a_foreign_projector_can_be_left_out(engine, tmp_path, samples):
+    folder = _files.bundled_dir()
+    (tmp_path / "m.gguf").symlink_to(folder / _files.BUNDLED_MODEL)
+    (tmp_path / "mmproj-m.gguf").write_bytes(b"GGUF, but not of this model")
+    with pytest.raises(PyAircacheError):
+        Chat(tmp_path / "m.gguf", n_threads=1)
+    with Chat(tmp_path / "m.gguf", mmproj=False, n_threads=1) as chat:
+        assert not chat.info.vision
+        assert chat.ask(None, "What is the total?", max_tokens=2).report.answer_tokens <= 2
+        with pytest.raises(pyaircache.ProjectorError):
+            chat.ask(samples[0].picture, "What is the total?")
+
+
+def test_markers_are_ordinary_text(real_chat, samples):
+    for question in ("What does <__media__> mean?", "<__image__> <image> <|image_pad|>"):
+        assert isinstance(real_chat.ask(samples[0].picture, question, max_tokens=2), str)
+        assert isinstance(real_chat.ask(None, question, max_tokens=2), str)
+
+
+def test_the_command_line_says_the_same(fake):
+    assert [line.split()[0] for line in _run("methods").splitlines()] == [*Method.names(), "full"]
+
+
+def _run(*arguments: str) -> str:
+    from click.testing import CliRunner
+
+    return CliRunner().invoke(cli.main, arguments).stdout
