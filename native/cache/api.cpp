@@ -10,6 +10,7 @@
 #include "policy/policy.h"
 
 #include <algorithm>
+#include <cinttypes>
 #include <cmath>
 #include <cstdarg>
 #include <cstddef>
@@ -140,6 +141,18 @@ static llama_aircache * open_observed(llama_context * ctx, llama_seq_id seq, int
     return air;
 }
 
+int32_t llama_aircache_method_by_name(const char * name, llama_aircache_method * out) {
+    if (!name || !out) {
+        return fail(LLAMA_AIRCACHE_ARGUMENT, "name or out is null");
+    }
+    const auto * method = aircache::named(name);
+    if (!method) {
+        return fail(LLAMA_AIRCACHE_ARGUMENT, "there is no method named \"%.64s\"", name);
+    }
+    *out = *method;
+    return LLAMA_AIRCACHE_OK;
+}
+
 int32_t llama_aircache_supported(llama_context * ctx) {
     return guarded([&] {
         int32_t status;
@@ -176,6 +189,13 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
         }
         if (pos_end <= spans[n_spans - 1].p1) {
             return fail(LLAMA_AIRCACHE_ARGUMENT, "the prompt ends at %d, within or right behind its last image: it must end in text", pos_end);
+        }
+        int64_t n_text = (int64_t) pos_end - spans[0].p1;
+        for (int32_t i = 1; i < n_spans; ++i) {
+            n_text -= spans[i].p1 - spans[i].p0;
+        }
+        if (n_text > air->n_cells()) {
+            return fail(LLAMA_AIRCACHE_ARGUMENT, "%" PRId64 " text tokens behind the first image are more than the cache's %u cells", n_text, air->n_cells());
         }
         if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && air->n_stream() > 1) {
             return fail(LLAMA_AIRCACHE_UNSUPPORTED, "the window of all tokens needs a cache of one stream, this one has %u", air->n_stream());
@@ -252,6 +272,11 @@ int32_t llama_aircache_allocate(const llama_aircache_method * method, const floa
         }
         if (method->allocation == LLAMA_AIRCACHE_ALLOC_VL && !alive) {
             return fail(LLAMA_AIRCACHE_ARGUMENT, "allocation vl needs the layers' counts of living entries");
+        }
+        for (int32_t l = 0; method->allocation == LLAMA_AIRCACHE_ALLOC_VL && l < n_layer; ++l) {
+            if (!(alive[l] >= 0.0 && std::isfinite(alive[l]))) {
+                return fail(LLAMA_AIRCACHE_ARGUMENT, "alive[%d] is %g: counts must be finite and not negative", l, alive[l]);
+            }
         }
 
         const auto st = aircache::strength(scores, n_layer, n_visual);

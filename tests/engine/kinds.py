@@ -24,7 +24,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def save(kind: str, out: Path, seed: int = 0) -> Path:
-    """Writes a model: "qwen3", "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid) or "lfm2-swa" (both)."""
+    """Writes "qwen3", "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid) or "lfm2-swa" (both)."""
     architecture = kind.partition("-")[0]
     writer = gguf.GGUFWriter(out, architecture)
     writer.add_block_count(LAYERS)
