@@ -1,4 +1,4 @@
-"""Every backend call and some allocations of a question fail once: an error; the next question is answered right."""
+"""Backend calls and allocations of a question fail once: an error; the next question is answered right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ METHODS: dict[str, str | Method] = {
     "merge": Method(merge=0.5),
     "features": Method(value_norm=True, diversity=True),
 }
-ALLOCATIONS = 6  # of the many of a question
+# How many of a question's points fail: with all of them (tests/native/test_faults.cpp has them) it takes minutes.
+N_FAILING = {"*": 10, "alloc": 3}
 
 
 class Faults:
@@ -71,16 +72,19 @@ def test_the_next_question_is_answered_right(faults: Faults, samples: list[Sampl
         with Chat(keep=0.1, method=method, n_threads=1) as fresh:
             assert ask(fresh, other) == want[other.picture]
 
-        for point in ("*", "alloc"):
+        for point, n_failing in N_FAILING.items():
             faults.arm(point)
             assert ask(chat, one) == want[one.picture]
             total = faults.count()
             assert total > 5
-            step = 1 if point == "*" else max(1, total // ALLOCATIONS)
-            for n in range(1, total + 1, step):
+            for n in sorted({1 + i * (total - 1) // (n_failing - 1) for i in range(n_failing)}):  # the last one, too
                 faults.arm(point, n)
-                with pytest.raises(PyAircacheError):
-                    ask(chat, one)
+                try:
+                    answer = ask(chat, one)
+                except PyAircacheError:
+                    pass
+                else:  # std::stable_sort, for one, does without the memory that it is refused
+                    assert point == "alloc" and answer == want[one.picture]
                 assert faults.count() >= n
                 faults.off()
                 assert ask(chat, other) == want[other.picture]
