@@ -1,6 +1,7 @@
 // Importance of the visual cells: method section 1, and the other windows and key sets of docs/methods.md.
 #include "graph/aircache-run.h"
 
+#include "cache/faults.h"
 #include "llama-context.h"
 #include "llama-model.h"
 #include "policy/policy.h"
@@ -245,6 +246,9 @@ struct scorer {
     void summed(float * scores) const {
         std::vector<float> sums(obs.sums[0]->ne[0]);
         for (uint32_t l = 0; l < air.n_layer(); ++l) {
+            if (llama_aircache_fault("get")) {
+                throw std::runtime_error("a backend failed to return a result");
+            }
             ggml_backend_tensor_get(obs.sums[l], sums.data(), 0, ggml_nbytes(obs.sums[l]));
             for (const auto & c : cells.visual) {
                 *scores++ = sums[c.i];
