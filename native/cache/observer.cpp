@@ -2,6 +2,7 @@
 #include "cache/observer.h"
 
 #include "cache/aircache.h"
+#include "cache/faults.h"
 
 #include <algorithm>
 #include <map>
@@ -75,7 +76,9 @@ llama_aircache_buffers::llama_aircache_buffers(const std::vector<spec> & specs) 
     }
 
     for (auto & [buft, ctx] : by_buft) {
-        auto * buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft);
+        const llama_aircache_fault_pause others;
+
+        auto * buf = llama_aircache_fault("buffer") ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft);
         if (!buf) {
             throw std::bad_alloc();
         }

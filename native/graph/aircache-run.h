@@ -7,13 +7,6 @@
 
 struct llama_context;
 
-// Scratch memory of one graph: the attention of a layer's queries, and the masks of all its queries, take no more each. Both
-// are quadratic in the prompt, so that queries are taken in tiles.
-constexpr size_t LLAMA_AIRCACHE_TILE_BYTES = 16u << 20;
-
-// Buffers of the scheduler that may stay for the next prompt.
-constexpr size_t LLAMA_AIRCACHE_KEEP_BYTES = 8u << 20;
-
 // At the end of its scope, whatever happens in it, large buffers are given back.
 struct llama_aircache_scratch {
     llama_aircache & air;
@@ -30,7 +23,8 @@ public:
     ggml_tensor * input_f32(const std::vector<float> & data, int64_t ne0, int64_t ne1);
     void          output(ggml_tensor * t);
 
-    // allocates, uploads and computes; throws std::bad_alloc or std::runtime_error
+    // allocates, uploads and computes; throws std::bad_alloc before it computes, and a llama_aircache_failure with
+    // LLAMA_AIRCACHE_COMPUTE from then on
     void run();
 
     // outputs after run()
@@ -41,6 +35,7 @@ public:
 
 private:
     ggml_tensor * input(ggml_tensor * t, const void * data);
+    void          compute(ggml_backend_sched_t sched);
 
     llama_context  * lctx;
     llama_aircache & air;

@@ -1,6 +1,7 @@
 // Importance of the visual cells: method section 1, and the other windows and key sets of docs/methods.md.
 #include "graph/aircache-run.h"
 
+#include "cache/faults.h"
 #include "llama-context.h"
 #include "llama-model.h"
 #include "policy/policy.h"
@@ -113,7 +114,7 @@ struct scorer {
         std::vector<tile> res;
         for (uint32_t l = 0; l < air.n_layer(); ++l) {
             const size_t n_keys = key_cells(windows[l], l).size();
-            const size_t n_max  = LLAMA_AIRCACHE_TILE_BYTES/(n_keys*2*hparams.n_head(air.layer_il(l))*sizeof(float));
+            const size_t n_max  = air.tile_bytes/(n_keys*2*hparams.n_head(air.layer_il(l))*sizeof(float));
             for (size_t i = 0, n; i < windows[l].size(); i += n) {
                 n = std::min(windows[l].size() - i, std::max<size_t>(1, n_max));
                 res.push_back({ l, i, n });
@@ -152,7 +153,7 @@ struct scorer {
                 const auto key = own ? key_cells(win, t.l) : std::vector<cell>();
 
                 bytes += (own*2*key.size() + n_out)*t.n*sizeof(float); // masks stand on the host, too
-                if (end > i && bytes > LLAMA_AIRCACHE_TILE_BYTES) {
+                if (end > i && bytes > air.tile_bytes) {
                     break;
                 }
                 if (own) {
@@ -304,6 +305,9 @@ struct scorer {
     void summed(float * scores) const {
         std::vector<float> sums(air.n_cells());
         for (uint32_t l = 0; l < air.n_layer(); ++l) {
+            if (llama_aircache_fault("get")) {
+                throw std::runtime_error("a backend failed to return a result");
+            }
             ggml_backend_tensor_get(obs.sums[l], sums.data(), 0, ggml_nbytes(obs.sums[l]));
             for (const auto & c : cells.visual) {
                 *scores++ = sums[c.i];

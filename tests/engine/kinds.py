@@ -1,4 +1,5 @@
-"""Small random language models of kinds whose cache cannot be compressed, written as GGUF with the bundled tokenizer.
+"""Small random language models, written as GGUF with the bundled tokenizer: of kinds whose cache cannot be compressed,
+and "qwen3", a plain one.
 
 What they say means nothing; that they run and how they are refused is the point. All are 128 wide, so that the
 projector of tiny_internvl fits each.
@@ -17,13 +18,14 @@ from pyaircache._files import BUNDLED_MODEL, bundled_dir
 
 WIDTH, FEED_FORWARD, VOCABULARY = 128, 256, 1216
 HEADS, HEADS_KV, HEAD = 4, 2, 32
+BUCKETS = 8  # distances that t5 tells apart
 LAYERS = 4
 INNER, STATE, RANK, KERNEL = 2 * WIDTH, 8, 4, 4  # of mamba
 Shapes = dict[str, tuple[int, ...]]
 
 
 def save(kind: str, out: Path, seed: int = 0) -> Path:
-    """Writes a model: "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid) or "lfm2-swa" (both)."""
+    """Writes a model: "qwen3", "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid), "lfm2-swa" (both) or "t5"."""
     architecture = kind.partition("-")[0]
     writer = gguf.GGUFWriter(out, architecture)
     writer.add_block_count(LAYERS)
@@ -59,6 +61,16 @@ def _gemma3(writer: gguf.GGUFWriter, kind: str) -> Shapes:
     for i in range(LAYERS):
         shapes |= _attention(i) | _mlp(i)
         shapes |= {f"blk.{i}.post_attention_norm.weight": (WIDTH,), f"blk.{i}.post_ffw_norm.weight": (WIDTH,)}
+    return shapes
+
+
+def _qwen3(writer: gguf.GGUFWriter, kind: str) -> Shapes:
+    writer.add_head_count_kv(HEADS_KV)
+    writer.add_key_length(HEAD)
+    writer.add_value_length(HEAD)
+    shapes = _ends("output_norm")
+    for i in range(LAYERS):
+        shapes |= _attention(i) | _mlp(i)
     return shapes
 
 
@@ -105,7 +117,25 @@ def _mamba(writer: gguf.GGUFWriter, kind: str) -> Shapes:
     return shapes
 
 
-_MAKERS = {"gemma3": _gemma3, "lfm2": _lfm2, "mamba": _mamba}
+def _t5(writer: gguf.GGUFWriter, kind: str) -> Shapes:
+    """An encoder and a decoder, whose attention has a bias by distance."""
+    writer.add_relative_attn_buckets_count(BUCKETS)
+    shapes = {"token_embd.weight": (VOCABULARY, WIDTH)}
+    for part, attentions in ("enc", ("attn",)), ("dec", ("attn", "cross_attn")):
+        shapes[f"{part}.output_norm.weight"] = (WIDTH,)
+        for i in range(LAYERS):
+            block = f"{part}.blk.{i}"
+            for attention in attentions:
+                shapes[f"{block}.{attention}_norm.weight"] = (WIDTH,)
+                shapes |= {f"{block}.{attention}_{x}.weight": (WIDTH, WIDTH) for x in "qkvo"}
+            shapes[f"{block}.attn_rel_b.weight"] = (BUCKETS, HEADS)
+            shapes[f"{block}.ffn_norm.weight"] = (WIDTH,)
+            shapes[f"{block}.ffn_up.weight"] = (FEED_FORWARD, WIDTH)
+            shapes[f"{block}.ffn_down.weight"] = (WIDTH, FEED_FORWARD)
+    return shapes
+
+
+_MAKERS = {"gemma3": _gemma3, "lfm2": _lfm2, "mamba": _mamba, "qwen3": _qwen3, "t5": _t5}
 
 
 def _ends(norm: str) -> Shapes:
