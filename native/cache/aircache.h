@@ -224,7 +224,8 @@ public:
     uint64_t version = 0;
 
     // Scratch memory of a score graph: the attention of a layer's queries, and the masks of all its queries, take no more
-    // each. Both are quadratic in the prompt, so that queries are taken in tiles.
+    // each. Both are quadratic in the prompt, so that queries are taken in tiles. (Attention that is summed up inside of the
+    // model's own graph comes in a few tiles only.)
     size_t tile_bytes = 16u << 20;
 
     // scheduler of the score and evict graphs, so that the context's own graphs and buffers stay as they are; made by the

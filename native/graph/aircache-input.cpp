@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstring>
 
+// of the tokens whose attention a layer sums up
+static const uint32_t MAX_TILES = 8;
+
 std::shared_ptr<llama_aircache_input> llama_aircache_input::build(
         ggml_context * ctx, ggml_cgraph * gf, const llama_ubatch & ubatch,
         const llama_kv_cache_context * mctx, ggml_tensor * kq_mask) {
@@ -63,9 +66,9 @@ bool llama_aircache_input::can_reuse(const llama_aircache_input * self, const ll
 uint32_t llama_aircache_input::max_nodes(const llama_memory_i * memory) {
     const uint32_t n_layer = llama_aircache::count_layers(memory);
 
-    // a layer: 4 for its mask (view, copy, bias, sum), 4 for its queries, 17 for summed attention;
-    // a graph: the inputs of observation and copies of the common mask
-    return n_layer > 0 ? 32*n_layer + 16 : 0;
+    // a layer: 4 for its mask (view, copy, bias, sum), 4 for its queries, 17 for each tile of summed attention and 4 for
+    // its keys and sums; a graph: the inputs of observation and copies of the common mask
+    return n_layer > 0 ? n_layer*(12 + 17*MAX_TILES) + 16 : 0;
 }
 
 void llama_aircache_input::build_masks(ggml_context * ctx, ggml_cgraph * gf, const llama_kv_cache_context * mctx, ggml_tensor * kq_mask) {
@@ -250,10 +253,10 @@ ggml_tensor * llama_aircache_input::kq_mask(ggml_tensor * kq_mask, int il) const
     return groups.empty() ? kq_mask : groups[layer_group[air->layer_ikv(il)]].mask;
 }
 
-// sum over tokens of weight * mean over heads of softmax(q k^T * scale + mask): [n_kv]. As much scratch memory as
-// attention without flash attention takes: n_kv * n_tokens * n_head.
-static ggml_tensor * attention_sum(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * mask, ggml_tensor * weight, float scale) {
-    k = ggml_permute(ctx, ggml_cast(ctx, k, GGML_TYPE_F32), 0, 2, 1, 3);
+// sum over tokens of weight * mean over heads of softmax(q k^T * scale + mask): [n_kv]; scratch: n_kv * n_tokens * n_head
+// values, twice
+static ggml_tensor * attention_sum(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q, ggml_tensor * mask, ggml_tensor * weight, float scale) {
+    k = ggml_permute(ctx, k, 0, 2, 1, 3);
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
 
     ggml_tensor * cur = ggml_mul_mat(ctx, k, q); // [n_kv, n_tokens, n_head]
@@ -288,7 +291,25 @@ void llama_aircache_input::observe(ggml_context * ctx, ggml_cgraph * gf, ggml_te
 
     if (weights) {
         const size_t  i0  = groups.empty() ? 0 : groups[layer_group[ikv]].i0;
-        ggml_tensor * cur = attention_sum(ctx, q, k, mask, weights, kq_scale);
+
+        // in a few tiles of tokens where that is much; more would take more nodes than a context's graphs should be made for
+        const int64_t n_tokens = q->ne[2];
+        const size_t  bytes    = 2*sizeof(float)*k->ne[2]*n_tokens*q->ne[1];
+        const int64_t n_tiles  = std::min<int64_t>({ (int64_t) MAX_TILES, n_tokens, (int64_t) (bytes/air->tile_bytes) + 1 });
+
+        ggml_tensor * k_f32 = ggml_cast(ctx, k, GGML_TYPE_F32);
+        ggml_tensor * cur   = nullptr;
+        for (int64_t t = 0; t < n_tiles; ++t) {
+            const int64_t t0 = n_tokens*t/n_tiles;
+            const int64_t n  = n_tokens*(t + 1)/n_tiles - t0;
+
+            ggml_tensor * sum = attention_sum(ctx, k_f32,
+                    ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n, q->nb[1], q->nb[2], t0*q->nb[2]),
+                    ggml_view_2d(ctx, mask, mask->ne[0], n, mask->nb[1], t0*mask->nb[1]),
+                    ggml_view_1d(ctx, weights, n, t0*sizeof(float)), kq_scale);
+            cur = cur ? ggml_add(ctx, cur, sum) : sum;
+        }
+
         ggml_tensor * acc = ggml_view_1d(ctx, sum->sums[ikv], cur->ne[0], i0*sizeof(float));
 
         ggml_build_forward_expand(gf, ggml_cpy(ctx, ggml_add(ctx, acc, cur), acc));

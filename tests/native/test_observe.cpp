@@ -284,6 +284,17 @@ static void tiles() {
         compress(ctx.get(), 0, method, false);
     }
 
+    // sums that are taken while the prompt is decoded
+    std::vector<std::vector<float>> sums;
+    for (const size_t bytes : { 1u << 30, 200u << 10, 1u }) {
+        const auto all = method_named("h2o", 0.25);
+        auto ctx = context();
+        cache_of(ctx).tile_bytes = bytes;
+        prefill(ctx.get(), 0, 0, &all);
+        sums.push_back(scores_of(ctx.get(), 0, all));
+        CHECK(max_diff(sums[0], sums.back()) <= 1e-5f*sum_of(sums[0])/sums[0].size());
+    }
+
     // attention of 650 queries to 740 keys is more than may stay
     auto ctx = context();
     CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, 750, &wide, nullptr) == 0);
