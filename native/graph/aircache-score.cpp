@@ -139,7 +139,7 @@ struct scorer {
             llama_aircache_graph graph(lctx, air, 64*air.n_layer());
 
             // layers with the same observers share their inputs
-            std::map<std::tuple<slots_t, uint32_t, size_t>, inputs> shared;
+            std::map<std::tuple<slots_t, uint32_t, size_t, size_t>, inputs> shared;
 
             std::vector<ggml_tensor *> outs;
 
@@ -148,7 +148,7 @@ struct scorer {
                 const auto & t   = all[end];
                 const auto & win = windows[t.l];
 
-                const auto id  = std::make_tuple(win, first_old(t.l), t.first);
+                const auto id  = std::make_tuple(win, first_old(t.l), t.first, t.n);
                 const bool own = !shared.count(id);
                 const auto key = own ? key_cells(win, t.l) : std::vector<cell>();
 
