@@ -1,5 +1,4 @@
 #include "cache/aircache.h"
-#include "cache/faults.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -12,12 +11,17 @@
 #include <algorithm>
 #include <new>
 
-llama_aircache::llama_aircache(llama_kv_cache & kv) : kv(kv), zones(kv.n_stream) {
+llama_aircache::llama_aircache(llama_kv_cache & kv) : kq_scale(kv.layers.size(), 0.0f), kv(kv), zones(kv.n_stream) {
     for (const auto & layer : kv.layers) {
         // Device kernels are fast for K lengths that are multiples of 256, so their views start at such a cell and the
         // mask hides the rest. On the CPU every row that is left out is time saved.
         pad.push_back(ggml_backend_buffer_is_host(layer.k->buffer) ? 1 : 256);
     }
+}
+
+uint32_t llama_aircache::count_layers(const llama_memory_i * memory) {
+    const auto * kv = dynamic_cast<const llama_kv_cache *>(memory);
+    return kv ? kv->layers.size() : 0;
 }
 
 void llama_aircache::attach(llama_context * lctx) {
@@ -73,13 +77,20 @@ std::string llama_aircache::unsupported(llama_context * lctx) {
     }
 
     for (const auto & layer : kv->layers) {
+        // scores would leave out what the sinks or the bias take, and a bias counts cells
+        if (lctx->get_model().layers[layer.il].attn_sinks) {
+            return "attention sinks are not supported: scores do not count what they take";
+        }
+        if (lctx->get_model().layers[layer.il].attn_rel_b) {
+            return "a bias of attention by distance (T5) is not supported: it needs the distances of evicted cells";
+        }
         // rows are moved as 32-bit words
         if (layer.k->nb[1] % 4 != 0 || (!kv->v_trans && layer.v->nb[1] % 4 != 0)) {
             return std::string("rows of a ") + ggml_type_name(layer.k->type) + " cache of this width are no multiple of 4 bytes: use f16";
         }
     }
 
-    return "";
+    return kv->air ? "" : llama_aircache(*kv).missing_op(false); // once
 }
 
 llama_aircache * llama_aircache::get(llama_context * lctx, std::string & reason) {
@@ -249,90 +260,6 @@ uint32_t llama_aircache::view_start(int32_t ikv, const llama_kv_cache::slot_info
 
 bool llama_aircache::any() const {
     return std::any_of(zones.begin(), zones.end(), [](const auto & zone) { return !zone.empty(); });
-}
-
-//
-// observation
-//
-
-void llama_aircache::observe(llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
-        const llama_aircache_method & method, const uint8_t * is_template) {
-    auto obs = std::make_unique<llama_aircache_observer>();
-
-    obs->spans.assign(spans, spans + n_spans);
-    obs->pos_end = pos_end;
-    obs->n_text  = pos_end - spans[0].p1;
-    for (int32_t i = 1; i < n_spans; ++i) {
-        obs->n_text -= spans[i].p1 - spans[i].p0;
-    }
-    obs->n_last = method.window == LLAMA_AIRCACHE_WINDOW_VISUAL ? method.window_n : 0;
-    obs->sum    = method.window == LLAMA_AIRCACHE_WINDOW_ALL;
-    obs->seen.resize(obs->n_text, 0);
-    obs->last_cell.resize(obs->n_last, UINT32_MAX);
-    obs->kq_scale.resize(n_layer(), 0.0f);
-    if (is_template) {
-        obs->is_template.assign(is_template, is_template + obs->n_text);
-    }
-
-    // everything stays on the device of the layer's K
-    const ggml_init_params params = { 2*(n_layer() + 1)*ggml_tensor_overhead(), nullptr, true };
-    std::map<ggml_backend_buffer_type_t, ggml_context_ptr> ctxs;
-
-    for (const auto & layer : kv.layers) {
-        auto & ctx = ctxs[ggml_backend_buffer_get_type(layer.k->buffer)];
-        if (!ctx) {
-            ctx.reset(ggml_init(params));
-        }
-
-        const int64_t n = (int64_t) kv.hparams.n_embd_head_k(layer.il)*kv.hparams.n_head(layer.il);
-
-        obs->q.push_back(ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n, obs->n_slots() + 1));
-        if (obs->sum) {
-            obs->sums.push_back(ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, kv.get_size()));
-        }
-    }
-
-    for (auto & [buft, ctx] : ctxs) {
-        const llama_aircache_fault_pause others;
-
-        auto * buf = llama_aircache_fault("buffer") ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft);
-        if (!buf) {
-            throw std::bad_alloc();
-        }
-        ggml_backend_buffer_clear(buf, 0);
-        obs->bufs.emplace_back(buf);
-        obs->ctxs.push_back(std::move(ctx));
-    }
-
-    observers[seq] = std::move(obs);
-    version++;
-}
-
-void llama_aircache::forget(llama_seq_id seq) {
-    if (observers.erase(seq)) {
-        version++;
-    }
-}
-
-llama_aircache_observer * llama_aircache::observer(llama_seq_id seq) {
-    const auto it = observers.find(seq);
-    return it == observers.end() ? nullptr : it->second.get();
-}
-
-std::vector<llama_seq_id> llama_aircache::observed(const llama_ubatch & ubatch) const {
-    std::vector<llama_seq_id> res;
-
-    for (const auto & [seq, obs] : observers) {
-        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-            // a graph that is only reserved has no sequences
-            if (ubatch.seq_id[i] && ubatch.seq_id[i][0] == seq && obs->covers(ubatch.pos[i])) {
-                res.push_back(seq);
-                break;
-            }
-        }
-    }
-
-    return res;
 }
 
 void llama_aircache::stats(llama_seq_id seq, llama_aircache_seq_stats & out) const {

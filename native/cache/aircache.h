@@ -64,6 +64,9 @@ public:
     // why this cache cannot be compressed; "" if it can
     static std::string unsupported(llama_context * lctx);
 
+    // KV layers of a memory of the kind that can be compressed, else 0
+    static uint32_t count_layers(const llama_memory_i * memory);
+
     // lets the context's cache know its context, if it is of the kind that can be compressed; others refuse saved zones
     static void attach(llama_context * lctx);
 
@@ -117,8 +120,16 @@ public:
 
     llama_aircache_observer * observer(llama_seq_id seq);
 
-    // observers that the ubatch holds tokens of
-    std::vector<llama_seq_id> observed(const llama_ubatch & ubatch) const;
+    // the stream's observer that sums up attention; null: none
+    const llama_aircache_observer * summing(uint32_t stream) const;
+
+    // what the observers take from the ubatch
+    llama_aircache_observed observed(const llama_ubatch & ubatch);
+
+    // layer ikv's queries of all observers: [head size * n_head, n_rows]; null while there are none
+    ggml_tensor * queries(uint32_t ikv) const { return query_rows.empty() ? nullptr : query_rows[ikv]; }
+
+    std::vector<float> kq_scale; // [n_layer] as the model's graph uses it
 
     //
     // cells of an observed prompt, in the order of its tokens
@@ -142,6 +153,13 @@ public:
 
     // throws llama_aircache_failure when text was not decoded
     void check_complete(llama_seq_id seq) const;
+
+    // throws llama_aircache_failure when the observation did not remember what the method needs
+    void check_needs(llama_seq_id seq, const llama_aircache_method & method) const;
+
+    // Which operation on the tensors that lie in the cache's buffers a device lacks, for observation, scores and moves,
+    // or for those of merging; "" if none. They cannot be computed elsewhere: the scheduler would abort, or copy K and V.
+    std::string missing_op(bool merging) const;
 
     //
     // eviction: see graph/aircache-evict.cpp
@@ -205,10 +223,28 @@ public:
     // incremented whenever a graph built before would be wrong
     uint64_t version = 0;
 
-    // scheduler of the score and evict graphs, so that the context's own graphs and buffers stay as they are
+    // Scratch memory of a score graph: the attention of a layer's queries, and the masks of all its queries, take no more
+    // each. Both are quadratic in the prompt, so that queries are taken in tiles. (Attention that is summed up inside of the
+    // model's own graph comes in a few tiles only.)
+    size_t tile_bytes = 16u << 20;
+
+    // scheduler of the score and evict graphs, so that the context's own graphs and buffers stay as they are; made by the
+    // first of them, kept while its buffers are small
     ggml_backend_sched_ptr sched;
 
 private:
+    // observers that have queries, in the order of their rows
+    std::vector<llama_aircache_observer *> by_row() const;
+
+    // first of n rows that nobody has; makes the buffers larger when there is no such run
+    uint32_t take_rows(uint32_t n);
+
+    // the query buffer of a layer
+    llama_aircache_buffers::spec query_spec(uint32_t ikv, uint32_t n) const;
+
+    // moves the observers' rows to new buffers, without gaps; throws std::bad_alloc and leaves all as it was
+    void resize_rows(uint32_t n);
+
     // would the text stay on its side of the stream's region if the cells of seq at [p0, p1) went to the positions to(pos)?
     template <typename F>
     bool keeps_sides(llama_seq_id seq, llama_pos p0, llama_pos p1, F && to) const;
@@ -223,4 +259,9 @@ private:
     std::vector<uint32_t> pad; // [n_layer] granularity of view starts
 
     std::map<llama_seq_id, std::unique_ptr<llama_aircache_observer>> observers;
+
+    // One buffer a layer for all observers, so that a graph writes the queries of any number of sequences at once. As
+    // large as the observers' rows need; nothing while there are none.
+    llama_aircache_buffers query_rows;
+    uint32_t               n_rows = 0;
 };

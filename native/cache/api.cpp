@@ -200,6 +200,20 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
         if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && air->n_stream() > 1) {
             return fail(LLAMA_AIRCACHE_UNSUPPORTED, "the window of all tokens needs a cache of one stream, this one has %u", air->n_stream());
         }
+        if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && m.score == LLAMA_AIRCACHE_SCORE_ATTENTION) {
+            // it takes the whole attention a second time, and of sequences that share a stream only one can be compressed
+            const auto * other = air->summing(air->stream(seq));
+            if (other && other->seq != seq) {
+                return fail(LLAMA_AIRCACHE_STATE, "sequence %d of the same cache stream is observed with the window of all tokens already: "
+                        "evict or clear it first", other->seq);
+            }
+        }
+        if (m.merge > 0) {
+            const auto reason = air->missing_op(true);
+            if (!reason.empty()) {
+                return fail(LLAMA_AIRCACHE_UNSUPPORTED, "tokens cannot be merged: %s", reason.c_str());
+            }
+        }
 
         ctx->synchronize();
         air->observe(seq, spans, n_spans, pos_end, m, is_template);
@@ -346,6 +360,11 @@ int32_t llama_aircache_evict(llama_context * ctx, llama_seq_id seq, const int32_
         }
 
         air->check_complete(seq);
+
+        const auto reason = merge > 0 ? air->missing_op(true) : "";
+        if (!reason.empty()) {
+            return fail(LLAMA_AIRCACHE_UNSUPPORTED, "tokens cannot be merged: %s", reason.c_str());
+        }
 
         if (cur - kept == (ptrdiff_t) air->n_layer()*n_visual) {
             air->forget(seq); // everything is kept: leave the cache, and with it every bit of what follows, as it is

@@ -50,12 +50,34 @@ void llama_aircache::check_complete(llama_seq_id seq) const {
     for (const auto & [pos, i] : cells.seq_pos_get(seq)) {
         const int32_t slot = obs.text_slot(pos);
         if (slot >= 0) {
-            have[slot] = obs.seen[slot];
+            have[slot] = obs.seen[slot] || !obs.needs(slot);
         }
     }
 
     if (std::find(have.begin(), have.end(), 0) != have.end()) {
         throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the observed prompt was not decoded completely");
+    }
+}
+
+void llama_aircache::check_needs(llama_seq_id seq, const llama_aircache_method & method) const {
+    const auto & obs = *observers.at(seq);
+
+    const llama_aircache_needs needs(method, obs.n_text);
+
+    const uint32_t n_text = obs.n_text - obs.first_slot;
+    const uint32_t n_last = std::min<uint32_t>(needs.n_last, cells(seq).visual.size());
+
+    std::string missing;
+    if (needs.n_text > n_text) {
+        missing = "the last " + std::to_string(needs.n_text) + " text tokens, and " + std::to_string(n_text) + " were";
+    } else if (n_last > obs.n_last) {
+        missing = "the last " + std::to_string(n_last) + " visual tokens, and " + std::to_string(obs.n_last) + " were";
+    } else if (needs.sum && !obs.sum()) {
+        missing = "all tokens summed up, which was not";
+    }
+    if (!missing.empty()) {
+        throw llama_aircache_failure(LLAMA_AIRCACHE_STATE,
+                ("the method needs the attention of " + missing + " observed: give this method to llama_aircache_observe").c_str());
     }
 }
 

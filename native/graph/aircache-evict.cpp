@@ -3,8 +3,7 @@
 
 #include <algorithm>
 
-// Rows of K or V as 32-bit words, so that they are moved as they are, whatever the cache's type.
-static ggml_tensor * words(ggml_context * ctx, ggml_tensor * t, uint32_t i0, uint32_t n) {
+ggml_tensor * llama_aircache_words(ggml_context * ctx, ggml_tensor * t, uint32_t i0, uint32_t n) {
     ggml_tensor * res = ggml_view_2d(ctx, t, t->ne[0], n, t->nb[1], i0*t->nb[1]);
 
     res->type  = GGML_TYPE_I32;
@@ -17,8 +16,7 @@ static ggml_tensor * words(ggml_context * ctx, ggml_tensor * t, uint32_t i0, uin
     return res;
 }
 
-// Cells [i0, i0 + n) of a transposed V: [n, n_embd].
-static ggml_tensor * columns(ggml_context * ctx, ggml_tensor * v, uint32_t i0, uint32_t n) {
+ggml_tensor * llama_aircache_columns(ggml_context * ctx, ggml_tensor * v, uint32_t i0, uint32_t n) {
     return ggml_view_2d(ctx, v, n, v->ne[0], ggml_row_size(v->type, v->ne[1]), ggml_row_size(v->type, i0));
 }
 
@@ -30,6 +28,8 @@ static ggml_tensor * merged(ggml_context * ctx, ggml_tensor * rows, ggml_tensor 
 }
 
 void llama_aircache_run_evict(llama_context * lctx, llama_aircache & air, llama_seq_id seq, const llama_aircache::layout & lay) {
+    const llama_aircache_scratch scratch = { air };
+
     llama_aircache_graph graph(lctx, air, 48*air.n_layer());
 
     auto * ctx = graph.ctx();
@@ -73,15 +73,15 @@ void llama_aircache_run_evict(llama_context * lctx, llama_aircache & air, llama_
                 mean = merged(ctx, ggml_get_rows(ctx, t, members), group, scale);
                 ggml_build_forward_expand(gf, mean);
             }
-            ggml_tensor * src = ggml_get_rows(ctx, words(ctx, t, 0, t->ne[1]), idx);
-            ggml_build_forward_expand(gf, ggml_cpy(ctx, src, words(ctx, t, i0, n)));
+            ggml_tensor * src = ggml_get_rows(ctx, llama_aircache_words(ctx, t, 0, t->ne[1]), idx);
+            ggml_build_forward_expand(gf, ggml_cpy(ctx, src, llama_aircache_words(ctx, t, i0, n)));
             if (members) {
                 ggml_build_forward_expand(gf, ggml_set_rows(ctx, t, mean, graph.input_i64(mg.target)));
             }
         };
         const auto move_columns = [&](ggml_tensor * t) {
             const uint32_t n_all = members ? std::max(n_used, *std::max_element(mg.cells.begin(), mg.cells.end()) + 1) : n_used;
-            ggml_tensor * all = ggml_cont(ctx, ggml_transpose(ctx, columns(ctx, t, 0, n_all)));
+            ggml_tensor * all = ggml_cont(ctx, ggml_transpose(ctx, llama_aircache_columns(ctx, t, 0, n_all)));
             ggml_tensor * src = ggml_get_rows(ctx, all, idx); // F32, which f16 and bf16 pass through unchanged
             if (members) {
                 std::vector<uint32_t> local;
@@ -90,7 +90,7 @@ void llama_aircache_run_evict(llama_context * lctx, llama_aircache & air, llama_
                 }
                 src = ggml_set_rows(ctx, src, merged(ctx, ggml_get_rows(ctx, all, members), group, scale), graph.input_i64(local));
             }
-            ggml_build_forward_expand(gf, ggml_cpy(ctx, ggml_transpose(ctx, src), columns(ctx, t, i0, n)));
+            ggml_build_forward_expand(gf, ggml_cpy(ctx, ggml_transpose(ctx, src), llama_aircache_columns(ctx, t, i0, n)));
         };
 
         move_rows(air.k(l, s));

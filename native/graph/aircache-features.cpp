@@ -8,11 +8,11 @@
 #include <algorithm>
 #include <cmath>
 
-// rows of V, F32 [n_embd, n]
-static ggml_tensor * values(ggml_context * ctx, const llama_aircache & air, uint32_t l, uint32_t stream, ggml_tensor * idx) {
+// rows of V, F32 [n_embd, n]; n_cells: none of them lies behind
+static ggml_tensor * values(ggml_context * ctx, const llama_aircache & air, uint32_t l, uint32_t stream, ggml_tensor * idx, uint32_t n_cells) {
     ggml_tensor * v = air.v(l, stream);
     if (air.v_trans()) {
-        v = ggml_cont(ctx, ggml_transpose(ctx, ggml_view_2d(ctx, v, v->ne[1], v->ne[0], ggml_row_size(v->type, v->ne[1]), 0)));
+        v = ggml_cont(ctx, ggml_transpose(ctx, llama_aircache_columns(ctx, v, 0, n_cells)));
     }
     return ggml_get_rows(ctx, v, idx);
 }
@@ -32,6 +32,7 @@ void llama_aircache_run_features(llama_context * lctx, llama_aircache & air, uin
         cells.push_back(c.i);
     }
     ggml_tensor * idx = graph.input_i32(cells);
+    const uint32_t n_cells = *std::max_element(cells.begin(), cells.end()) + 1;
 
     std::vector<ggml_tensor *> norms; // [1, n_v]: squared lengths
     std::vector<ggml_tensor *> means; // [d, n_head_kv]: mean of the normalised keys
@@ -39,7 +40,7 @@ void llama_aircache_run_features(llama_context * lctx, llama_aircache & air, uin
 
     for (int32_t l = 0; l < n_l; ++l) {
         if (method.value_norm) {
-            norms.push_back(ggml_sum_rows(ctx, ggml_sqr(ctx, values(ctx, air, l, stream, idx))));
+            norms.push_back(ggml_sum_rows(ctx, ggml_sqr(ctx, values(ctx, air, l, stream, idx, n_cells))));
             graph.output(norms.back());
         }
         if (method.diversity) {

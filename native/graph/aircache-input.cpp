@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstring>
 
+// of the tokens whose attention a layer sums up
+static const uint32_t MAX_TILES = 8;
+
 std::shared_ptr<llama_aircache_input> llama_aircache_input::build(
         ggml_context * ctx, ggml_cgraph * gf, const llama_ubatch & ubatch,
         const llama_kv_cache_context * mctx, ggml_tensor * kq_mask) {
@@ -14,8 +17,8 @@ std::shared_ptr<llama_aircache_input> llama_aircache_input::build(
         return nullptr;
     }
 
-    auto seqs = air->observed(ubatch);
-    if (seqs.empty() && !air->any()) {
+    const auto seen = air->observed(ubatch);
+    if (seen.empty() && !air->any()) {
         return nullptr;
     }
 
@@ -23,16 +26,17 @@ std::shared_ptr<llama_aircache_input> llama_aircache_input::build(
 
     res->air     = air;
     res->version = air->version;
-    res->seqs    = std::move(seqs);
 
-    for (size_t i = 0; i < res->seqs.size(); ++i) {
-        res->rows.push_back(ggml_new_tensor_1d(ctx, GGML_TYPE_I64, ubatch.n_tokens));
-        ggml_set_input(res->rows.back());
-
-        res->weights.push_back(air->observer(res->seqs[i])->sum ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, ubatch.n_tokens) : nullptr);
-        if (res->weights.back()) {
-            ggml_set_input(res->weights.back());
-        }
+    if (!seen.queries.empty()) {
+        res->tokens = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, seen.queries.size());
+        res->rows   = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, seen.queries.size());
+        ggml_set_input(res->tokens);
+        ggml_set_input(res->rows);
+    }
+    if (!seen.summed.empty()) {
+        res->sum     = seen.sum;
+        res->weights = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, ubatch.n_tokens);
+        ggml_set_input(res->weights);
     }
 
     if (air->any()) {
@@ -48,13 +52,23 @@ bool llama_aircache_input::can_reuse(const llama_aircache_input * self, const ll
         return self == nullptr;
     }
 
-    const auto seqs = air->observed(ubatch);
+    const auto seen = air->observed(ubatch);
     if (!self) {
-        return seqs.empty() && !air->any();
+        return seen.empty() && !air->any();
     }
 
+    const size_t n_queries = self->tokens ? self->tokens->ne[0] : 0;
+
     // the common mask's shape (n_kv, tokens, streams) is compared by the caller, the streams themselves by llm_graph_params
-    return self->version == air->version && self->seqs == seqs;
+    return self->version == air->version && n_queries == seen.queries.size() && (self->weights != nullptr) == !seen.summed.empty();
+}
+
+uint32_t llama_aircache_input::max_nodes(const llama_memory_i * memory) {
+    const uint32_t n_layer = llama_aircache::count_layers(memory);
+
+    // a layer: 4 for its mask (view, copy, bias, sum), 4 for its queries, 17 for each tile of summed attention and 4 for
+    // its keys and sums; a graph: the inputs of observation and copies of the common mask
+    return n_layer > 0 ? n_layer*(12 + 17*MAX_TILES) + 16 : 0;
 }
 
 void llama_aircache_input::build_masks(ggml_context * ctx, ggml_cgraph * gf, const llama_kv_cache_context * mctx, ggml_tensor * kq_mask) {
@@ -137,34 +151,33 @@ void llama_aircache_input::build_device_masks(ggml_context * ctx, ggml_tensor * 
 void llama_aircache_input::set_input(const llama_ubatch * ubatch, const llama_kv_cache_context * mctx, const ggml_tensor * kq_mask) {
     const auto & sinfo = mctx->get_sinfo();
 
-    for (size_t i = 0; i < seqs.size(); ++i) {
-        auto * obs = air->observer(seqs[i]);
+    const auto seen = air->observed(*ubatch);
 
-        std::vector<int64_t> row   (ubatch->n_tokens, obs->n_slots()); // the spare one
-        std::vector<float>   weight(ubatch->n_tokens, 0.0f);
+    if (tokens) {
+        std::vector<int32_t> token;
+        std::vector<int64_t> row;
+        for (const auto & q : seen.queries) {
+            const int32_t slot = q.slot >= 0 ? q.slot : q.obs->next_slot(sinfo.idxs[q.token/sinfo.size()][q.token%sinfo.size()]);
+            if (q.slot >= 0) {
+                q.obs->seen[slot] = 1;
+            }
+            token.push_back(q.token);
+            row.push_back(q.obs->row(slot));
+        }
+        ggml_backend_tensor_set(tokens, token.data(), 0, ggml_nbytes(tokens));
+        ggml_backend_tensor_set(rows,   row.data(),   0, ggml_nbytes(rows));
+    }
 
-        for (uint32_t t = 0; t < ubatch->n_tokens; ++t) {
-            const llama_pos pos = ubatch->pos[t];
-            if (ubatch->seq_id[t][0] != seqs[i] || !obs->covers(pos)) {
-                continue;
+    if (weights) {
+        std::vector<float> weight(ubatch->n_tokens, 0.0f);
+        for (const uint32_t t : seen.summed) {
+            const int32_t slot = sum->text_slot(ubatch->pos[t]);
+            if (slot >= 0) {
+                sum->seen[slot] = 1;
             }
             weight[t] = 1.0f;
-
-            const int32_t slot = obs->text_slot(pos);
-            if (slot >= 0) {
-                row[t] = slot;
-                obs->seen[slot] = 1;
-            } else if (obs->n_last > 0) {
-                const uint32_t j = obs->n_ring++ % obs->n_last;
-                row[t] = obs->n_text + j;
-                obs->last_cell[j] = sinfo.idxs[t/sinfo.size()][t%sinfo.size()];
-            }
         }
-
-        ggml_backend_tensor_set(rows[i], row.data(), 0, ggml_nbytes(rows[i]));
-        if (weights[i]) {
-            ggml_backend_tensor_set(weights[i], weight.data(), 0, ggml_nbytes(weights[i]));
-        }
+        ggml_backend_tensor_set(weights, weight.data(), 0, ggml_nbytes(weights));
     }
 
     if (groups.empty()) {
@@ -240,10 +253,10 @@ ggml_tensor * llama_aircache_input::kq_mask(ggml_tensor * kq_mask, int il) const
     return groups.empty() ? kq_mask : groups[layer_group[air->layer_ikv(il)]].mask;
 }
 
-// sum over tokens of weight * mean over heads of softmax(q k^T * scale + mask): [n_kv]. As much scratch memory as
-// attention without flash attention takes: n_kv * n_tokens * n_head.
-static ggml_tensor * attention_sum(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * mask, ggml_tensor * weight, float scale) {
-    k = ggml_permute(ctx, ggml_cast(ctx, k, GGML_TYPE_F32), 0, 2, 1, 3);
+// sum over tokens of weight * mean over heads of softmax(q k^T * scale + mask): [n_kv]; scratch: n_kv * n_tokens * n_head
+// values, twice
+static ggml_tensor * attention_sum(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q, ggml_tensor * mask, ggml_tensor * weight, float scale) {
+    k = ggml_permute(ctx, k, 0, 2, 1, 3);
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
 
     ggml_tensor * cur = ggml_mul_mat(ctx, k, q); // [n_kv, n_tokens, n_head]
@@ -265,24 +278,40 @@ static ggml_tensor * attention_sum(ggml_context * ctx, ggml_tensor * q, ggml_ten
 void llama_aircache_input::observe(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * q, ggml_tensor * k, ggml_tensor * mask, float kq_scale, int il) {
     const int32_t ikv = air->layer_ikv(il);
 
-    for (size_t i = 0; i < seqs.size(); ++i) {
-        auto * obs = air->observer(seqs[i]);
+    air->kq_scale[ikv] = kq_scale;
 
-        obs->kq_scale[ikv] = kq_scale;
-
-        ggml_tensor * dst = obs->q[ikv];
+    if (tokens) {
+        ggml_tensor * dst = air->queries(ikv);
         ggml_tensor * src = ggml_is_contiguous(q) ? q : ggml_cont(ctx, q);
 
         src = ggml_reshape_2d(ctx, src, dst->ne[0], ggml_nelements(q)/dst->ne[0]);
 
-        ggml_build_forward_expand(gf, ggml_set_rows(ctx, dst, src, rows[i]));
+        ggml_build_forward_expand(gf, ggml_set_rows(ctx, dst, ggml_get_rows(ctx, src, tokens), rows));
+    }
 
-        if (weights[i]) {
-            const size_t  i0  = groups.empty() ? 0 : groups[layer_group[ikv]].i0;
-            ggml_tensor * sum = attention_sum(ctx, q, k, mask, weights[i], kq_scale);
-            ggml_tensor * acc = ggml_view_1d(ctx, obs->sums[ikv], sum->ne[0], i0*sizeof(float));
+    if (weights) {
+        const size_t  i0  = groups.empty() ? 0 : groups[layer_group[ikv]].i0;
 
-            ggml_build_forward_expand(gf, ggml_cpy(ctx, ggml_add(ctx, acc, sum), acc));
+        // in a few tiles of tokens where that is much; more would take more nodes than a context's graphs should be made for
+        const int64_t n_tokens = q->ne[2];
+        const size_t  bytes    = 2*sizeof(float)*k->ne[2]*n_tokens*q->ne[1];
+        const int64_t n_tiles  = std::min<int64_t>({ (int64_t) MAX_TILES, n_tokens, (int64_t) (bytes/air->tile_bytes) + 1 });
+
+        ggml_tensor * k_f32 = ggml_cast(ctx, k, GGML_TYPE_F32);
+        ggml_tensor * cur   = nullptr;
+        for (int64_t t = 0; t < n_tiles; ++t) {
+            const int64_t t0 = n_tokens*t/n_tiles;
+            const int64_t n  = n_tokens*(t + 1)/n_tiles - t0;
+
+            ggml_tensor * sum = attention_sum(ctx, k_f32,
+                    ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n, q->nb[1], q->nb[2], t0*q->nb[2]),
+                    ggml_view_2d(ctx, mask, mask->ne[0], n, mask->nb[1], t0*mask->nb[1]),
+                    ggml_view_1d(ctx, weights, n, t0*sizeof(float)), kq_scale);
+            cur = cur ? ggml_add(ctx, cur, sum) : sum;
         }
+
+        ggml_tensor * acc = ggml_view_1d(ctx, sum->sums[ikv], cur->ne[0], i0*sizeof(float));
+
+        ggml_build_forward_expand(gf, ggml_cpy(ctx, ggml_add(ctx, acc, cur), acc));
     }
 }

@@ -9,12 +9,17 @@
 #include <vector>
 
 class llama_aircache;
+struct llama_aircache_observer;
 
 class llama_aircache_input {
 public:
     static std::shared_ptr<llama_aircache_input> build(
             ggml_context * ctx, ggml_cgraph * gf, const llama_ubatch & ubatch,
             const llama_kv_cache_context * mctx, ggml_tensor * kq_mask);
+
+    // The most nodes and leaves that build() and observe() add to a graph, whatever the ubatch: a context's graphs and its
+    // scheduler are made for a fixed number of them. memory: the context's, possibly null.
+    static uint32_t max_nodes(const llama_memory_i * memory);
 
     // would build() give the same nodes again? self: what it gave for the graph at hand, possibly null
     static bool can_reuse(const llama_aircache_input * self, const llama_kv_cache_context * mctx, const llama_ubatch & ubatch);
@@ -54,12 +59,17 @@ private:
     llama_aircache * air     = nullptr;
     uint64_t         version = 0;
 
-    std::vector<group>   groups;
+    std::vector<group>   groups;      // at most one a layer
     std::vector<int32_t> layer_group; // [n_layer]
 
     ggml_tensor * masks = nullptr; // host-filled groups' masks, one after the other (one upload for all layers)
 
-    std::vector<llama_seq_id>  seqs; // observed sequences in the ubatch
-    std::vector<ggml_tensor *> rows;    // I64 [n_tokens] for each: row of the query buffer
-    std::vector<ggml_tensor *> weights; // F32 [n_tokens] for each: 1 where its attention is summed up; null: not wanted
+    // null: no query of this ubatch is wanted
+    ggml_tensor * tokens = nullptr; // I32 [n_queries] tokens of the ubatch
+    ggml_tensor * rows   = nullptr; // I64 [n_queries] rows of the query buffers, each once
+
+    // null: no attention of this ubatch is summed up
+    ggml_tensor * weights = nullptr; // F32 [n_tokens] 1 where it counts
+
+    llama_aircache_observer * sum = nullptr; // whose; with another one the version is another
 };

@@ -30,6 +30,21 @@ static ggml_backend_sched_t get_sched(llama_context * lctx, llama_aircache & air
     return air.sched.get();
 }
 
+// scheduler buffers that may stay for the next prompt
+static const size_t KEEP_BYTES = 8u << 20;
+
+llama_aircache_scratch::~llama_aircache_scratch() {
+    auto * sched = air.sched.get();
+
+    size_t bytes = 0;
+    for (int i = 0; sched && i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        bytes += ggml_backend_sched_get_buffer_size(sched, ggml_backend_sched_get_backend(sched, i));
+    }
+    if (bytes > KEEP_BYTES) {
+        air.sched.reset();
+    }
+}
+
 llama_aircache_graph::llama_aircache_graph(llama_context * lctx, llama_aircache & air, size_t n_nodes) : lctx(lctx), air(air) {
     const ggml_init_params params = {
         /*.mem_size   =*/ 2*n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),

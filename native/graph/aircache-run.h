@@ -3,7 +3,15 @@
 
 #include "cache/aircache.h"
 
+#include <functional>
+
 struct llama_context;
+
+// At the end of its scope, whatever happens in it, large buffers are given back.
+struct llama_aircache_scratch {
+    llama_aircache & air;
+    ~llama_aircache_scratch();
+};
 
 // A graph with its inputs, run on the scheduler that AirCache keeps beside the context's own.
 class llama_aircache_graph {
@@ -37,6 +45,19 @@ private:
 
     std::vector<std::pair<ggml_tensor *, std::vector<uint8_t>>> inputs;
 };
+
+// rows [i0, i0 + n) of K or V as 32-bit words, so that they are moved as they are, whatever the cache's type
+ggml_tensor * llama_aircache_words(ggml_context * ctx, ggml_tensor * t, uint32_t i0, uint32_t n);
+
+// cells [i0, i0 + n) of a transposed V: [n, n_embd]
+ggml_tensor * llama_aircache_columns(ggml_context * ctx, ggml_tensor * v, uint32_t i0, uint32_t n);
+
+// Which operation on a layer's tensors a device lacks, as words; "" if none. See llama_aircache::missing_op.
+struct llama_aircache_layer_tensors { ggml_tensor * q; ggml_tensor * k; ggml_tensor * v; bool v_trans; };
+
+using llama_aircache_supports = std::function<bool(const ggml_tensor * op)>;
+
+std::string llama_aircache_missing_op(const llama_aircache_layer_tensors & t, bool merging, const llama_aircache_supports & supports);
 
 // scores [n_layer, n_visual]; observers [n_layer, n_text], alive [n_layer]: may be null
 void llama_aircache_run_score(llama_context * lctx, llama_aircache & air, llama_seq_id seq,

@@ -10,6 +10,8 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <tuple>
+#include <unordered_map>
 
 namespace {
 
@@ -26,6 +28,8 @@ struct scorer {
     const llama_aircache_method     & method;
     const llama_aircache::cell_list   cells;
 
+    std::unordered_map<uint32_t, uint32_t> ring_visual; // visual token of a slot in the ring
+
     uint32_t n_visual() const { return cells.visual.size(); }
 
     //
@@ -39,9 +43,9 @@ struct scorer {
         return ggml_permute(ctx, cur, 0, 2, 1, 3);
     }
 
-    ggml_tensor * queries(ggml_context * ctx, uint32_t l, ggml_tensor * slots) const {
+    ggml_tensor * queries(ggml_context * ctx, uint32_t l, ggml_tensor * rows) const {
         const int64_t n_head = hparams.n_head(air.layer_il(l));
-        ggml_tensor * cur = ggml_get_rows(ctx, obs.q[l], slots);
+        ggml_tensor * cur = ggml_get_rows(ctx, air.queries(l), rows); // F32 likewise
         cur = ggml_reshape_3d(ctx, cur, cur->ne[0]/n_head, n_head, cur->ne[1]);
         return ggml_permute(ctx, cur, 0, 2, 1, 3);
     }
@@ -50,7 +54,7 @@ struct scorer {
     ggml_tensor * attention(ggml_context * ctx, uint32_t l, ggml_tensor * k, ggml_tensor * q, ggml_tensor * mask) const {
         ggml_tensor * cur = ggml_mul_mat(ctx, k, q);
         ggml_prec_set_acc(cur, GGML_PREC_F32);
-        return ggml_soft_max_ext(ctx, cur, mask, obs.kq_scale[l], 0.0f);
+        return ggml_soft_max_ext(ctx, cur, mask, air.kq_scale[l], 0.0f);
     }
 
     static ggml_tensor * key_range(ggml_context * ctx, ggml_tensor * att, int64_t i0, int64_t n) {
@@ -73,45 +77,47 @@ struct scorer {
     // what a layer's queries attend to
     //
 
-    struct problem {
-        std::vector<uint32_t> keys; // cells: visual, then text
-        std::vector<float>    mask; // [n_keys, n_queries]
-    };
+    using cell = llama_aircache::cell;
 
-    llama_aircache::cell slot_cell(uint32_t slot) const {
-        if (slot < obs.n_text) {
-            return cells.text[slot];
-        }
-        const uint32_t i = obs.last_cell[slot - obs.n_text];
-        return *std::find_if(cells.visual.begin(), cells.visual.end(), [i](const auto & c) { return c.i == i; });
+    cell slot_cell(uint32_t slot) const {
+        return slot < obs.n_text ? cells.text[slot] : cells.visual[ring_visual.at(slot)];
     }
 
-    problem make_problem(const slots_t & slots, uint32_t l) const {
-        std::vector<llama_aircache::cell> key = cells.visual;
+    // cells: visual, then text
+    std::vector<cell> key_cells(const slots_t & window, uint32_t l) const {
+        std::vector<cell> res = cells.visual;
 
         if (method.keys == LLAMA_AIRCACHE_KEYS_CAUSAL) {
-            key.insert(key.end(), cells.text.begin(),  cells.text.end());
-            key.insert(key.end(), cells.other.begin(), cells.other.end());
-            for (uint32_t i = zone.empty() ? 0 : zone.start[l]; i < zone.end; ++i) {
-                key.push_back({ -1, 0, 0, i }); // earlier images: before all of this prompt
+            res.insert(res.end(), cells.text.begin(),  cells.text.end());
+            res.insert(res.end(), cells.other.begin(), cells.other.end());
+            for (uint32_t i = first_old(l); i < zone.end; ++i) {
+                res.push_back({ -1, 0, 0, i }); // earlier images: before all of this prompt
             }
         } else {
-            for (const uint32_t slot : slots) {
+            for (const uint32_t slot : window) {
                 if (slot < obs.n_text) {
-                    key.push_back(cells.text[slot]);
+                    res.push_back(cells.text[slot]);
                 }
             }
         }
+        return res;
+    }
 
-        problem res;
-        for (const auto & c : key) {
-            res.keys.push_back(c.i);
-        }
-        res.mask.reserve(key.size()*slots.size());
-        for (const uint32_t slot : slots) {
-            const auto query = slot_cell(slot);
-            for (const auto & c : key) {
-                res.mask.push_back(c <= query ? 0.0f : -INFINITY);
+    // first cell of the layer's survivors of earlier images
+    uint32_t first_old(uint32_t l) const { return zone.empty() ? 0 : zone.start[l]; }
+
+    // A run of a layer's window.
+    struct tile { uint32_t l; size_t first; size_t n; };
+
+    // Runs of each layer's window whose attention [n_keys, n, n_head], there twice while it is summed up, has its limit.
+    std::vector<tile> tiles(const std::vector<slots_t> & windows) const {
+        std::vector<tile> res;
+        for (uint32_t l = 0; l < air.n_layer(); ++l) {
+            const size_t n_keys = key_cells(windows[l], l).size();
+            const size_t n_max  = air.tile_bytes/(n_keys*2*hparams.n_head(air.layer_il(l))*sizeof(float));
+            for (size_t i = 0, n; i < windows[l].size(); i += n) {
+                n = std::min(windows[l].size() - i, std::max<size_t>(1, n_max));
+                res.push_back({ l, i, n });
             }
         }
         return res;
@@ -121,36 +127,72 @@ struct scorer {
     // passes over all layers
     //
 
-    // build(graph, l, inputs) -> output tensor of layer l
-    struct inputs { ggml_tensor * keys; ggml_tensor * slots; ggml_tensor * mask; };
+    // For every tile: build(graph, tile, attention) -> output tensor, and take(tile, its data), tiles of a layer in order.
+    // Each graph computes as many tiles as its limit allows: of masks, and of outputs, which have n_out values a query.
+    template <typename F, typename G>
+    void for_tiles(const std::vector<slots_t> & windows, size_t n_out, F && build, G && take) const {
+        struct inputs { ggml_tensor * keys; ggml_tensor * rows; ggml_tensor * mask; };
 
-    template <typename F>
-    std::vector<std::vector<float>> for_layers(const std::vector<slots_t> & windows, F && build) const {
-        llama_aircache_graph graph(lctx, air, 64*air.n_layer());
+        const auto all = tiles(windows);
 
-        // layers with the same observers share their inputs
-        std::map<std::pair<slots_t, uint32_t>, inputs> shared;
+        for (size_t i = 0, end; i < all.size(); i = end) {
+            llama_aircache_graph graph(lctx, air, 64*air.n_layer());
 
-        std::vector<ggml_tensor *> outs;
-        for (uint32_t l = 0; l < air.n_layer(); ++l) {
-            const auto id = std::make_pair(windows[l], zone.empty() ? 0 : zone.start[l]);
+            // layers with the same observers share their inputs
+            std::map<std::tuple<slots_t, uint32_t, size_t, size_t>, inputs> shared;
 
-            auto it = shared.find(id);
-            if (it == shared.end()) {
-                const auto p = make_problem(windows[l], l);
-                it = shared.emplace(id, inputs {
-                    graph.input_i32(p.keys), graph.input_i32(windows[l]), graph.input_f32(p.mask, p.keys.size(), windows[l].size()),
-                }).first;
+            std::vector<ggml_tensor *> outs;
+
+            size_t bytes = 0;
+            for (end = i; end < all.size() && end - i < air.n_layer(); ++end) {
+                const auto & t   = all[end];
+                const auto & win = windows[t.l];
+
+                const auto id  = std::make_tuple(win, first_old(t.l), t.first, t.n);
+                const bool own = !shared.count(id);
+                const auto key = own ? key_cells(win, t.l) : std::vector<cell>();
+
+                bytes += (own*2*key.size() + n_out)*t.n*sizeof(float); // masks stand on the host, too
+                if (end > i && bytes > air.tile_bytes) {
+                    break;
+                }
+                if (own) {
+                    shared[id] = make_inputs<inputs>(graph, key, win, t);
+                }
+
+                const auto & in = shared[id];
+                auto * ctx = graph.ctx();
+                outs.push_back(build(graph, t, attention(ctx, t.l, keys(ctx, t.l, in.keys), queries(ctx, t.l, in.rows), in.mask)));
+                graph.output(outs.back());
             }
+            graph.run();
 
-            auto * ctx = graph.ctx();
-            ggml_tensor * att = attention(ctx, l, keys(ctx, l, it->second.keys), queries(ctx, l, it->second.slots), it->second.mask);
-            outs.push_back(build(graph, l, att));
-            graph.output(outs.back());
+            const auto data = graph.read(outs);
+            for (size_t j = 0; j < data.size(); ++j) {
+                take(all[i + j], data[j]);
+            }
         }
-        graph.run();
+    }
 
-        return graph.read(outs);
+    template <typename T>
+    T make_inputs(llama_aircache_graph & graph, const std::vector<cell> & key, const slots_t & win, const tile & t) const {
+        std::vector<uint32_t> ids;
+        for (const auto & c : key) {
+            ids.push_back(c.i);
+        }
+
+        std::vector<uint32_t> rows;
+        std::vector<float>    mask; // [n_keys, n]
+        mask.reserve(key.size()*t.n);
+        for (size_t i = t.first; i < t.first + t.n; ++i) {
+            const auto query = slot_cell(win[i]);
+            for (const auto & c : key) {
+                mask.push_back(c <= query ? 0.0f : -INFINITY);
+            }
+            rows.push_back(obs.row(win[i]));
+        }
+
+        return { graph.input_i32(ids), graph.input_i32(rows), graph.input_f32(mask, key.size(), t.n) };
     }
 
     // attention of the last token to the text alone (method section 1): [n_layer][n_text]
@@ -162,7 +204,7 @@ struct scorer {
             text.push_back(c.i);
         }
         ggml_tensor * idx  = graph.input_i32(text);
-        ggml_tensor * slot = graph.input_i32({ obs.n_text - 1 });
+        ggml_tensor * slot = graph.input_i32({ obs.row(obs.n_text - 1) });
         ggml_tensor * one  = graph.input_f32({ 1.0f }, 1, 1);
 
         std::vector<ggml_tensor *> outs;
@@ -182,21 +224,27 @@ struct scorer {
         return res;
     }
 
-    slots_t last_visual() const {
-        const uint32_t n = std::min<uint32_t>(method.window_n, n_visual());
+    slots_t last_visual() {
+        // the newest entry of a cell counts
+        std::unordered_map<uint32_t, uint32_t> slots; // of cells
+        for (uint32_t i = obs.n_ring; i-- > 0 && obs.n_ring - i <= obs.n_last;) {
+            slots.emplace(obs.last_cell[i % obs.n_last], obs.n_text + i % obs.n_last);
+        }
+
         slots_t res;
-        for (auto c = cells.visual.end() - n; c != cells.visual.end(); ++c) {
-            const auto at = std::find(obs.last_cell.begin(), obs.last_cell.end(), c->i);
-            if (at == obs.last_cell.end()) {
-                throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the last visual tokens were not observed with this window");
+        for (uint32_t v = n_visual() - std::min<uint32_t>(method.window_n, n_visual()); v < n_visual(); ++v) {
+            const auto at = slots.find(cells.visual[v].i);
+            if (at == slots.end()) {
+                throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the observed prompt's images were not decoded completely, or twice");
             }
-            res.push_back(obs.n_text + (at - obs.last_cell.begin()));
+            ring_visual[at->second] = v;
+            res.push_back(at->second);
         }
         return res;
     }
 
     // slots of each layer's observing tokens, ascending; empty: summed up already
-    std::vector<slots_t> windows() const {
+    std::vector<slots_t> windows() {
         switch (method.window) {
             case LLAMA_AIRCACHE_WINDOW_LAST:   return std::vector<slots_t>(air.n_layer(), last_text(method.window_n));
             case LLAMA_AIRCACHE_WINDOW_TEXT:   return std::vector<slots_t>(air.n_layer(), last_text(obs.n_text));
@@ -214,37 +262,48 @@ struct scorer {
         return res;
     }
 
-    void store(const std::vector<std::vector<float>> & values, float * scores) const {
-        for (const auto & v : values) {
-            scores = std::copy(v.begin(), v.begin() + n_visual(), scores);
-        }
-    }
-
     // I [n_layer, n_visual]: mean over the window's queries, or weighted by the attention they receive (TGV-KV)
     void importance(const std::vector<slots_t> & win, bool text_weights, float * scores) const {
-        std::vector<std::vector<float>> weights;
+        const size_t n_l = air.n_layer();
+
+        std::vector<std::vector<float>> weights(n_l);
         if (text_weights) {
-            // head mean of the text's own attention: [n_text, n_text], keys first
-            const auto att = for_layers(win, [&](llama_aircache_graph & graph, uint32_t, ggml_tensor * att) {
+            std::vector<aircache::row> sums(n_l, aircache::row(obs.n_text, 0.0));
+
+            // head mean of the text's own attention: [n_text, n], keys first
+            for_tiles(win, obs.n_text, [&](llama_aircache_graph & graph, const tile &, ggml_tensor * att) {
                 auto * ctx = graph.ctx();
                 ggml_tensor * cur = key_range(ctx, att, n_visual(), obs.n_text);
                 return ggml_mean(ctx, ggml_cont(ctx, ggml_permute(ctx, cur, 1, 2, 0, 3)));
+            }, [&](const tile & t, const std::vector<float> & att) {
+                aircache::add_text_attention(sums[t.l], att.data(), obs.n_text, t.first, t.n);
             });
-            for (const auto & a : att) {
-                weights.push_back(aircache::text_weights(a.data(), obs.n_text));
+            for (size_t l = 0; l < n_l; ++l) {
+                weights[l] = aircache::text_weights(sums[l]);
+            }
+        } else {
+            for (size_t l = 0; l < n_l; ++l) {
+                weights[l].assign(win[l].size(), 1.0f/win[l].size());
             }
         }
 
-        store(for_layers(win, [&](llama_aircache_graph & graph, uint32_t l, ggml_tensor * att) {
-            const size_t n = win[l].size();
-            const auto   w = text_weights ? weights[l] : std::vector<float>(n, 1.0f/n);
-            return weighted(graph.ctx(), key_range(graph.ctx(), att, 0, n_visual()), graph.input_f32(w, n, 1));
-        }), scores);
+        aircache::row sums(n_l*n_visual(), 0.0);
+
+        for_tiles(win, 0, [&](llama_aircache_graph & graph, const tile & t, ggml_tensor * att) {
+            const auto w = weights[t.l].begin() + t.first;
+            return weighted(graph.ctx(), key_range(graph.ctx(), att, 0, n_visual()), graph.input_f32({ w, w + t.n }, t.n, 1));
+        }, [&](const tile & t, const std::vector<float> & part) {
+            for (uint32_t v = 0; v < n_visual(); ++v) {
+                sums[t.l*n_visual() + v] += part[v];
+            }
+        });
+
+        std::copy(sums.begin(), sums.end(), scores);
     }
 
     // WINDOW_ALL: the sums that the prefill left behind
     void summed(float * scores) const {
-        std::vector<float> sums(obs.sums[0]->ne[0]);
+        std::vector<float> sums(air.n_cells());
         for (uint32_t l = 0; l < air.n_layer(); ++l) {
             if (llama_aircache_fault("get")) {
                 throw std::runtime_error("a backend failed to return a result");
@@ -260,17 +319,21 @@ struct scorer {
     void count_alive(double * alive) const {
         const std::vector<slots_t> win(air.n_layer(), last_text(obs.n_text));
 
-        const auto rows = for_layers(win, [&](llama_aircache_graph & graph, uint32_t, ggml_tensor * att) {
+        std::fill(alive, alive + air.n_layer(), 0.0);
+
+        for_tiles(win, hparams.n_head(air.layer_il(0)), [&](llama_aircache_graph & graph, const tile &, ggml_tensor * att) {
             auto * ctx = graph.ctx();
             ggml_tensor * cur = ggml_cont(ctx, key_range(ctx, att, 0, n_visual()));
             cur = ggml_reshape_2d(ctx, cur, cur->ne[0], cur->ne[1]*cur->ne[2]);
             ggml_tensor * max = ggml_pool_2d(ctx, cur, GGML_OP_POOL_MAX, n_visual(), 1, n_visual(), 1, 0, 0); // [1, n_rows]
             cur = ggml_step(ctx, ggml_scale_bias(ctx, ggml_div(ctx, cur, max), 1.0f, -0.01f));
             return ggml_sum_rows(ctx, cur);
+        }, [&](const tile & t, const std::vector<float> & rows) {
+            alive[t.l] += std::accumulate(rows.begin(), rows.end(), 0.0); // whole numbers
         });
 
         for (uint32_t l = 0; l < air.n_layer(); ++l) {
-            alive[l] = std::accumulate(rows[l].begin(), rows[l].end(), 0.0)/hparams.n_head(air.layer_il(l));
+            alive[l] /= hparams.n_head(air.layer_il(l));
         }
     }
 
@@ -295,8 +358,10 @@ struct scorer {
         if (observers) {
             std::fill(observers, observers + (size_t) n_l*obs.n_text, 0);
         }
-        if (alive) {
+        if (alive && method.allocation == LLAMA_AIRCACHE_ALLOC_VL) {
             count_alive(alive);
+        } else if (alive) {
+            std::fill(alive, alive + n_l, 0.0);
         }
         if (method.score == LLAMA_AIRCACHE_SCORE_RANDOM) {
             return aircache::random_scores(scores, n_l, n_v, method.seed);
@@ -306,9 +371,6 @@ struct scorer {
         }
 
         if (method.window == LLAMA_AIRCACHE_WINDOW_ALL) {
-            if (!obs.sum) {
-                throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the prompt was not observed with the window of all tokens");
-            }
             summed(scores);
         } else {
             const auto win = windows();
@@ -341,9 +403,12 @@ struct scorer {
 void llama_aircache_run_score(llama_context * lctx, llama_aircache & air, llama_seq_id seq,
         const llama_aircache_method & method, float * scores, uint8_t * observers, double * alive) {
     air.check_complete(seq);
+    air.check_needs(seq, method);
+
+    const llama_aircache_scratch scratch = { air };
 
     scorer sc = {
-        lctx, air, lctx->get_model().hparams, *air.observer(seq), air.zone(air.stream(seq)), air.stream(seq), method, air.cells(seq),
+        lctx, air, lctx->get_model().hparams, *air.observer(seq), air.zone(air.stream(seq)), air.stream(seq), method, air.cells(seq), {},
     };
     sc.run(scores, observers, alive);
 }

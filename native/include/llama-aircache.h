@@ -129,7 +129,9 @@ LLAMA_API int32_t llama_aircache_supported(struct llama_context * ctx);
 // [spans[0].p1, pos_end) outside of the spans (T of method section 1), those of the last visual tokens (WINDOW_VISUAL), or
 // the attention of every token summed up (WINDOW_ALL). pos_end: one past the prompt's last token. method: NULL for the
 // default. is_template [|T|]: 1 for text tokens that elite_content leaves out, or NULL.
-// Costs |T| * n_head * head size * 4 bytes in every layer until evict or clear. Replaces an earlier observation of seq.
+// Costs |T| * n_head * head size * 2 bytes in every layer until evict or clear (4 beside an F32 or BF16 cache; fewer queries
+// where the method needs fewer). Replaces an earlier observation of seq. STATE: another sequence of the cache is observed
+// with WINDOW_ALL already.
 // Spans before the end of an image that is compressed already are refused: remove the sequence first.
 LLAMA_API int32_t llama_aircache_observe(struct llama_context * ctx, llama_seq_id seq,
         const struct llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
@@ -140,8 +142,8 @@ LLAMA_API int32_t llama_aircache_dims(struct llama_context * ctx, llama_seq_id s
         int32_t * n_layer, int32_t * n_visual, int32_t * n_text);
 
 // Importance I (method section 1): scores [n_layer, n_visual]; observers [n_layer, n_text]: 1 where the text token
-// belongs to the layer's window; alive [n_layer]: attention entries of at least 1 % of their row's maximum, for ALLOC_VL.
-// observers, alive: NULL when not wanted. The method must need no more than the observed one did.
+// belongs to the layer's window; alive [n_layer]: attention entries of at least 1 % of their row's maximum with ALLOC_VL,
+// 0 otherwise. observers, alive: NULL when not wanted. STATE: the method needs more than the observed one did.
 LLAMA_API int32_t llama_aircache_score(struct llama_context * ctx, llama_seq_id seq,
         const struct llama_aircache_method * method, float * scores, uint8_t * observers, double * alive);
 

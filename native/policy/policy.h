@@ -23,8 +23,11 @@ const llama_aircache_method * named(const char * name);
 std::vector<uint32_t> elite(const float * att, int32_t n_text, double alpha, const uint8_t * excluded, bool hold_last);
 
 // text_weights.cpp (TGV-KV, arXiv 2606.03075): weight of text token i = mean attention that it receives from itself and
-// the later ones. att [n_text, n_text]: att[i*n_text + j] from query i to key j; res [n_text]
-std::vector<float> text_weights(const float * att, int32_t n_text);
+// the later ones. sums [n_text]: that of queries [first, first + n) is added in the order of the text;
+// att [n, n_text]: att[i*n_text + j] from query first + i to key j
+void add_text_attention(row & sums, const float * att, int32_t n_text, int32_t first, int32_t n);
+
+std::vector<float> text_weights(const row & sums);
 
 //
 // scores: [n_layer, n_visual], in place

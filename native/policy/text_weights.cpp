@@ -1,16 +1,22 @@
 // TGV-KV's text-guided weights (arXiv 2606.03075): a soft version of the elite window.
 #include "policy/policy.h"
 
+#include <algorithm>
+
 namespace aircache {
 
-std::vector<float> text_weights(const float * att, int32_t n_text) {
+void add_text_attention(row & sums, const float * att, int32_t n_text, int32_t first, int32_t n) {
+    for (int32_t i = 0; i < n; ++i, att += n_text) {
+        std::transform(att, att + first + i + 1, sums.begin(), sums.begin(), [](double a, double sum) { return sum + a; });
+    }
+}
+
+std::vector<float> text_weights(const row & sums) {
+    const size_t n_text = sums.size();
+
     std::vector<float> res(n_text);
-    for (int32_t j = 0; j < n_text; ++j) {
-        double sum = 0.0;
-        for (int32_t i = j; i < n_text; ++i) {
-            sum += att[(size_t) i*n_text + j];
-        }
-        res[j] = sum/(n_text - j);
+    for (size_t j = 0; j < n_text; ++j) {
+        res[j] = sums[j]/(n_text - j);
     }
     return res;
 }

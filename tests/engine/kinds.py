@@ -18,13 +18,14 @@ from pyaircache._files import BUNDLED_MODEL, bundled_dir
 
 WIDTH, FEED_FORWARD, VOCABULARY = 128, 256, 1216
 HEADS, HEADS_KV, HEAD = 4, 2, 32
+BUCKETS = 8  # distances that t5 tells apart
 LAYERS = 4
 INNER, STATE, RANK, KERNEL = 2 * WIDTH, 8, 4, 4  # of mamba
 Shapes = dict[str, tuple[int, ...]]
 
 
 def save(kind: str, out: Path, seed: int = 0) -> Path:
-    """Writes "qwen3", "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid) or "lfm2-swa" (both)."""
+    """Writes "qwen3", "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid), "lfm2-swa" (both) or "t5"."""
     architecture = kind.partition("-")[0]
     writer = gguf.GGUFWriter(out, architecture)
     writer.add_block_count(LAYERS)
@@ -116,7 +117,25 @@ def _mamba(writer: gguf.GGUFWriter, kind: str) -> Shapes:
     return shapes
 
 
-_MAKERS = {"gemma3": _gemma3, "lfm2": _lfm2, "mamba": _mamba, "qwen3": _qwen3}
+def _t5(writer: gguf.GGUFWriter, kind: str) -> Shapes:
+    """An encoder and a decoder, whose attention has a bias by distance."""
+    writer.add_relative_attn_buckets_count(BUCKETS)
+    shapes = {"token_embd.weight": (VOCABULARY, WIDTH)}
+    for part, attentions in ("enc", ("attn",)), ("dec", ("attn", "cross_attn")):
+        shapes[f"{part}.output_norm.weight"] = (WIDTH,)
+        for i in range(LAYERS):
+            block = f"{part}.blk.{i}"
+            for attention in attentions:
+                shapes[f"{block}.{attention}_norm.weight"] = (WIDTH,)
+                shapes |= {f"{block}.{attention}_{x}.weight": (WIDTH, WIDTH) for x in "qkvo"}
+            shapes[f"{block}.attn_rel_b.weight"] = (BUCKETS, HEADS)
+            shapes[f"{block}.ffn_norm.weight"] = (WIDTH,)
+            shapes[f"{block}.ffn_up.weight"] = (FEED_FORWARD, WIDTH)
+            shapes[f"{block}.ffn_down.weight"] = (WIDTH, FEED_FORWARD)
+    return shapes
+
+
+_MAKERS = {"gemma3": _gemma3, "lfm2": _lfm2, "mamba": _mamba, "qwen3": _qwen3, "t5": _t5}
 
 
 def _ends(norm: str) -> Shapes:

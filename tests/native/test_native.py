@@ -22,20 +22,28 @@ ANY_TYPE = {
     "every_fault_once",
     "full_stream",
     "graphs_are_reused",
+    "many_sequences",
     "masked_states",
     "masks_fail_whole",
     "methods",
+    "missing_operations",
+    "needs",
+    "one_sums_up",
+    "pooling",
+    "query_rows",
     "random_states",
     "ranges_are_copied_whole",
     "ranges_are_removed_whole",
     "ranges_of_all_sequences",
     "refusals",
     "sequences_are_kept_whole",
+    "sinks_and_biases",
+    "tiles",
 }
 # They try hundreds of inputs, mode or not.
 LONG = {"every_fault_once", "random_states"}
-# Of models without M-RoPE, or whose memory cannot be compressed: tests/engine/test_saved_states.py
-OTHER_MODELS = {"shifts_keep_the_order", "uncompressible_memory"}
+# Of models without M-RoPE, or whose memory cannot be compressed: tests/engine/test_saved_states.py, test_observation.py
+OTHER_MODELS = {"relative_bias", "shifts_keep_the_order", "uncompressible_memory"}
 CASES = [case for case in CASES if case not in OTHER_MODELS]
 
 FULL = ["f16 fa", "f32 nofa", "f16 fa threads=2"]
