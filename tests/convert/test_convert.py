@@ -23,7 +23,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCau
 from pyaircache import Chat, ConversionError, cli
 from pyaircache.convert import convert
 
-pytestmark = tiny.needs_shared
 STOCK = tiny.LEDGER_VL / "gguf"
 SAMPLE = tiny.LEDGER_VL / "samples" / "003.png"
 NAME = {"general.name"}

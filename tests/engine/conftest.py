@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "models"), str(ROOT / "tests" / "reference")]
 
 import harness  # noqa: E402
-import tiny  # noqa: E402
 
 from pyaircache._engine import Engine  # noqa: E402
 
@@ -23,9 +22,7 @@ torch.set_num_threads(1)  # the models are so small that more threads only wait 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> harness.Models:
-    """Models in F32, made when first asked for: "ledger-vl", or a shape of tiny.SHAPES and a seed as in "gqa-0"."""
-    if not tiny.LEDGER_VL_HF.is_dir():
-        pytest.skip("the folder `shared` is not beside the repository")
+    """Models in F32, made when first asked for: "pages-vl" is the bundled one, "gqa-0" a shape of tiny.SHAPES and a seed."""
     made: dict[str, harness.Model] = {}
 
     def get(name: str) -> harness.Model:

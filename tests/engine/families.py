@@ -28,8 +28,9 @@ WORDS = {"window": WINDOWS, "keys": KEYS, "pool": POOLS, "allocation": ALLOCATIO
 SEEDS = range(12)  # of questions to choose from
 MARGIN = 3e-5  # a decision closer than this may go either way
 
-CONTROL = set(range(267, 274))  # ledger-vl's tokenizer, which all of these models have
-ENDS = {267, 269}
+# Of the tokenizer of tiny, which all of these models have
+CONTROL = set(range(tiny.FIRST_SPECIAL, tiny.FIRST_SPECIAL + len(tiny.SPECIAL)))
+ENDS = {tiny.FIRST_SPECIAL + tiny.SPECIAL.index(token) for token in ("<|endoftext|>", "<|im_end|>")}
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aircache_ref as ref
+import bundled
 import export_gguf
 import numpy as np
 import tiny
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
 from pyaircache import _ffi
 from pyaircache._engine import Engine
@@ -121,14 +122,14 @@ class Question:
         assert info.n_tokens == self.prompt.input_ids.numel()
 
 
-def question(seed: int, n_images: int) -> Question:
-    """One or three random images with text around them."""
+def question(seed: int, n_images: int, tokenizer: PreTrainedTokenizerFast | None = None) -> Question:
+    """One or three random images with text around them; None: the tokenizer of the tiny models."""
     rng = np.random.default_rng(seed)
     sizes = [(4, 6)] if n_images == 1 else [(4, 5), (2, 4), (4, 4)][:n_images]
     pictures = [tiny.random_image(rng, *size) for size in sizes]
     between = (" and ", " Also this one: ", "")
     content = [part for pair in zip(pictures, between, strict=False) for part in pair]
-    return Question(tiny.chat_prompt(["Look: ", *content, "\nWhat is the value of KIWI?"]), pictures)
+    return Question(tiny.chat_prompt(["Look: ", *content, "\nWhat is the value of KIWI?"], tokenizer), pictures)
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class Model:
     reference: Qwen2VLForConditionalGeneration = field(repr=False)
     text: Path
     mmproj: Path
+    tokenizer: PreTrainedTokenizerFast | None = None  # None: that of the tiny models
     engines: dict[tuple[str, bool], Engine] = field(default_factory=dict, repr=False)
 
     def engine(self, cache: str = "f32", flash: bool = False) -> Engine:
@@ -167,7 +169,7 @@ class Model:
     @functools.cache  # noqa: B019 (lives as long as the session)
     def asked(self, seed: int, n_images: int, cache: str = "f32", flash: bool = False) -> Asked:
         """question(seed, n_images) by the reference with a cache of this type."""
-        asked = question(seed, n_images)
+        asked = question(seed, n_images, self.tokenizer)
         engine = self.engine(cache, flash)
         asked.ask(engine)
         embeddings, prompt = image_embeddings(engine), asked.prompt
@@ -185,14 +187,18 @@ Models = Callable[[str], Model]
 
 def make_model(name: str, folder: Path) -> Model:
     """Makes or takes a model and exports it: see the fixture `models`."""
-    hf_dir = tiny.LEDGER_VL_HF
-    if name != "ledger-vl":
+    tokenizer = None
+    if name == "pages-vl":
+        hf_dir = bundled.save(folder / name)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(hf_dir)
+    else:
         shape, _, seed = name.partition("-")
         hf_dir = tiny.save_tiny(folder / "hf", shape, int(seed))
     return Model(
         tiny.load(hf_dir),
         export_gguf.export_text(hf_dir, folder / "text.gguf", "F32"),
         export_gguf.export_mmproj(hf_dir, folder / "mmproj.gguf", "F32"),
+        tokenizer,
     )
 
 

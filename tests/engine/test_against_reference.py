@@ -17,7 +17,7 @@ import tiny
 import torch
 from harness import TOKENS, Model, Models, Question, decode, engine_method, image_embeddings, lists, question
 
-NAMES = ("gqa-0", "gqa-1", "wide-0", "mha-0", "mqa-0", "ledger-vl")
+NAMES = ("gqa-0", "gqa-1", "wide-0", "mha-0", "mqa-0", "pages-vl")
 SEEDS = range(12)  # of questions to choose from
 MARGIN = 3e-5  # a decision closer than this may go either way
 
@@ -128,11 +128,11 @@ def test_second_turn(model: Model) -> None:
     _, kept_first = engine.compress(engine_method(0.2))
     decode(engine, TOKENS)
 
-    prompt, later = first.question.prompt, question(1, 3)
+    prompt, later = first.question.prompt, question(1, 3, model.tokenizer)
     ids = torch.cat([prompt.input_ids, torch.tensor(TOKENS)])
     start = ids.numel()
     text = "<|im_end|>\n" + later.prompt.text
-    later = Question(tiny.prompt_from_text(text, later.pictures), later.pictures)
+    later = Question(tiny.prompt_from_text(text, later.pictures, model.tokenizer), later.pictures)
     later.ask(engine)
     ids = torch.cat([ids, later.prompt.input_ids])
     vision = [torch.cat(pair) for pair in zip(prompt.vision, later.prompt.vision, strict=True)]

@@ -12,7 +12,6 @@ import harness
 import numpy as np
 import pinned
 import pytest
-import tiny
 import tiny_internvl_hf
 import torch
 from families import engine_method
@@ -22,7 +21,6 @@ from vlm import VlmFamily, make_vlm
 
 from pyaircache._engine import Engine
 
-pytestmark = tiny.needs_shared
 Opened = Callable[..., Engine]
 
 

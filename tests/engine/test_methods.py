@@ -92,8 +92,6 @@ Opened = Callable[..., Engine]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Families:
     """Models by name, made when first asked for."""
-    if not tiny.LEDGER_VL_HF.is_dir():
-        pytest.skip("the folder `shared` is not beside the repository")
     done: dict[str, Family] = {}
 
     def get(name: str) -> Family:

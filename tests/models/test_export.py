@@ -28,7 +28,6 @@ ON_PURPOSE = {
     "clip.vision.feed_forward_length",
 }
 
-pytestmark = tiny.needs_shared
 
 
 def keys(reader: gguf.GGUFReader) -> dict[str, Any]:

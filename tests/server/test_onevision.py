@@ -26,7 +26,6 @@ def readable(text: str) -> str:
     return "".join(c for c in text if c.isascii() and c.isprintable())
 
 
-@tiny.needs_shared
 def test_pictures_alone_and_together(launch: Launch, tmp_path: Path) -> None:
     files = tov.save_tiny(tmp_path)
     pages = {}
