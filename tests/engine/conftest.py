@@ -22,7 +22,7 @@ torch.set_num_threads(1)  # the models are so small that more threads only wait 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> harness.Models:
-    """Models in F32, made when first asked for: "pages-vl" is the bundled one, "gqa-0" a shape of tiny.SHAPES and a seed."""
+    """Models in F32, made when first asked for: "pages-vl", or a shape of tiny.SHAPES and a seed as in "gqa-0"."""
     made: dict[str, harness.Model] = {}
 
     def get(name: str) -> harness.Model:

@@ -29,7 +29,6 @@ from pyaircache._engine import Engine
 from pyaircache._structs import Message
 from pyaircache.errors import ProjectorError
 
-
 # Of a tile of 74 pixels: small, one tile, a little more, tall, wide, all grids' largest, above the reduction, no
 # multiple of anything, much larger than all grids, as thin as can be
 SIZES = [

@@ -206,7 +206,7 @@ def chat_template() -> str:
 
 
 def save_tokenizer(folder: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, with other names for some special tokens."""
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, some special tokens renamed."""
     files = {
         "tokenizer.json": tokenizer().backend_tokenizer.to_str(),
         "tokenizer_config.json": json.dumps(
@@ -251,9 +251,7 @@ def chat_prompt(content: Sequence[str | Image.Image], known: PreTrainedTokenizer
     return prompt_from_text(text, images, known)
 
 
-def prompt_from_text(
-    text: str, images: Sequence[Image.Image], known: PreTrainedTokenizerFast | None = None
-) -> Prompt:
+def prompt_from_text(text: str, images: Sequence[Image.Image], known: PreTrainedTokenizerFast | None = None) -> Prompt:
     """A prompt from text that is rendered already, with one <|image_pad|> for each image."""
     known = known or tokenizer()
     pad = known.convert_tokens_to_ids("<|image_pad|>")
