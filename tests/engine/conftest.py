@@ -26,7 +26,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> harness.Models:
     made: dict[str, harness.Model] = {}
 
     def get(name: str) -> harness.Model:
-        if name not in made:
+        if name not in made and name.endswith(harness.TWO_THREADS):
+            made[name] = harness.two_threads(get(name.removesuffix(harness.TWO_THREADS)))
+        elif name not in made:
             made[name] = harness.make_model(name, tmp_path_factory.mktemp(name))
         return made[name]
 

@@ -95,11 +95,14 @@ class Family:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.files: tiny_internvl.Files | None = None
+        name, two, _ = name.partition(harness.TWO_THREADS)
         if name.startswith("internvl"):
             self.files = tiny_internvl.save_tiny(folder, int(name.partition("-")[2]))
             self.model = harness.Model(self.files.model, self.files.text, self.files.mmproj)
         else:
             self.model = harness.make_model(name, folder)
+        if two:
+            self.model = harness.two_threads(self.model)
         self._cases: dict[tuple[int, int, str, bool], Case] = {}
 
     def engine(self, cache: str = "f32", flash: bool = False) -> Engine:

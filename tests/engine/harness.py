@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ TOKENS = (52, 50, 49, 32, 75, 73, 87, 73)
 
 
 def open_engine(text: Path, mmproj: Path, cache: str = "f32", flash: bool = False, **options: Any) -> Engine:
-    """An engine with one thread: the models are so small that two wait for each other."""
+    """An engine with one thread: the models are so small that two wait for each other. TWO_THREADS has both."""
     defaults = {"n_ctx": 512, "n_threads": 1, "keep_embeddings": True}
     types = {"cache_type_k": cache, "cache_type_v": cache, "flash_attn": int(flash)}
     with llama_log() as lines:
@@ -157,12 +157,13 @@ class Model:
     text: Path
     mmproj: Path
     tokenizer: PreTrainedTokenizerFast | None = None  # None: that of the tiny models
+    threads: int = 1
     engines: dict[tuple[str, bool], Engine] = field(default_factory=dict, repr=False)
 
     def engine(self, cache: str = "f32", flash: bool = False) -> Engine:
         """An engine without a conversation, opened once."""
         if (cache, flash) not in self.engines:
-            self.engines[cache, flash] = open_engine(self.text, self.mmproj, cache, flash)
+            self.engines[cache, flash] = open_engine(self.text, self.mmproj, cache, flash, n_threads=self.threads)
         self.engines[cache, flash].reset()
         return self.engines[cache, flash]
 
@@ -183,6 +184,14 @@ class Model:
 
 Models = Callable[[str], Model]
 """The fixture `models`."""
+
+TWO_THREADS = " on two threads"
+"""What is put behind a model's name for one that computes on two threads."""
+
+
+def two_threads(model: Model) -> Model:
+    """The same model with engines of its own."""
+    return replace(model, threads=2, engines={})
 
 
 def make_model(name: str, folder: Path) -> Model:

@@ -14,9 +14,21 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from harness import TOKENS, Model, Models, Question, decode, engine_method, image_embeddings, lists, question
+from harness import (
+    TOKENS,
+    TWO_THREADS,
+    Model,
+    Models,
+    Question,
+    decode,
+    engine_method,
+    image_embeddings,
+    lists,
+    question,
+)
 
 NAMES = ("gqa-0", "gqa-1", "wide-0", "mha-0", "mqa-0", "pages-vl")
+NAMES += tuple(name + TWO_THREADS for name in ("gqa-0", "pages-vl"))
 SEEDS = range(12)  # of questions to choose from
 MARGIN = 3e-5  # a decision closer than this may go either way
 CUT_MARGIN = 1e-3  # likewise, as a share of the score that was just good enough

@@ -25,7 +25,7 @@ from families import (
     reference_method,
     with_keep,
 )
-from harness import IMAGE, TOKENS, Question, decode, image_embeddings, lists, question
+from harness import IMAGE, TOKENS, TWO_THREADS, Question, decode, image_embeddings, lists, question
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -35,7 +35,7 @@ from pyaircache._engine import Engine
 from pyaircache.errors import ArgumentError, PyAircacheError
 
 NAMED = _policy.named_methods()
-FAMILIES = ("gqa-0", "mha-0", "internvl-0")
+FAMILIES = ("gqa-0", "mha-0", "internvl-0", "gqa-0" + TWO_THREADS)
 QWEN2VL = ("gqa-0", "mha-0")
 
 SNAPKV = {"window": "last:8", "keys": "causal", "pool": "avg", "allocation": "uniform"}

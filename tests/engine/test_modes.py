@@ -38,10 +38,13 @@ N_TOKENS = 16
 modes = pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode[0]}-{'fa' if mode[1] else 'nofa'}")
 
 
-@pytest.fixture
-def engine(opened: Opened) -> Engine:
-    """The bundled model as shipped, with an F16 cache."""
-    return opened(*bundled_files(), "f16", True)
+threads = pytest.mark.parametrize("n_threads", [1, 2])
+
+
+@pytest.fixture(params=[1, 2], ids=lambda n: f"{n}-thread")
+def engine(request: pytest.FixtureRequest, opened: Opened) -> Engine:
+    """The bundled model as shipped, with an F16 cache, on one thread and on two."""
+    return opened(*bundled_files(), "f16", True, n_threads=request.param)
 
 
 def compress(engine: Engine, keep: float, mask_only: bool = False) -> list[list[int]]:
@@ -82,8 +85,9 @@ def test_moved_is_masked(f32_model: Path, opened: Opened, weights: str, mode: tu
 
 
 @modes
-def test_first_token_is_the_full_caches(opened: Opened, mode: tuple[str, bool]) -> None:
-    engine = opened(*bundled_files(), *mode)
+@threads
+def test_first_token_is_the_full_caches(opened: Opened, mode: tuple[str, bool], n_threads: int) -> None:
+    engine = opened(*bundled_files(), *mode, n_threads=n_threads)
     for page in pages():
         page.ask(engine, observe=False)
         full = engine.logits()
@@ -94,8 +98,9 @@ def test_first_token_is_the_full_caches(opened: Opened, mode: tuple[str, bool]) 
 
 
 @modes
-def test_keeping_everything_changes_nothing(opened: Opened, mode: tuple[str, bool]) -> None:
-    engine = opened(*bundled_files(), *mode)
+@threads
+def test_keeping_everything_changes_nothing(opened: Opened, mode: tuple[str, bool], n_threads: int) -> None:
+    engine = opened(*bundled_files(), *mode, n_threads=n_threads)
     page = pages()[0]
     page.ask(engine, observe=False)
     tokens, full = greedy(engine, N_TOKENS)
