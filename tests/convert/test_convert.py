@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -241,8 +242,10 @@ def test_ctrl_c_leaves_nothing(made_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pyaircache", "convert", str(made_dir), "-o", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
         deadline = time.monotonic() + 120
-        while not list(out.glob(".converting-*/log")) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        while not list(out.glob(".converting-*/log")):
+            assert running.poll() is None and time.monotonic() < deadline, "the conversion does not begin"
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(0.01)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to both processes
         _, err = running.communicate(timeout=120)
     assert running.returncode == 130 and not err.strip()

@@ -38,7 +38,7 @@ N_TOKENS = 16
 modes = pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode[0]}-{'fa' if mode[1] else 'nofa'}")
 
 
-threads = pytest.mark.parametrize("n_threads", [1, 2])
+threads = pytest.mark.parametrize("n_threads", [1, 2], ids=lambda n: f"{n}-thread")
 
 
 @pytest.fixture(params=[1, 2], ids=lambda n: f"{n}-thread")
@@ -201,11 +201,12 @@ def too_many_markers(engine: Engine) -> None:
     engine.prompt(2 * engine.marker() + "What?", [pages()[1].picture], observe=True)
 
 
+class Cancel(PyAircacheError):
+    """Raised by a progress callback."""
+
+
 def cancelled(stage: int, share: float) -> Callable[[Engine], None]:
     """A prompt with an image that is cancelled when this share of a stage is done."""
-
-    class Cancel(PyAircacheError):
-        pass
 
     def progress(now: int, done: int, total: int) -> None:
         if now == stage and done >= share * total:
@@ -227,6 +228,7 @@ FAILURES = {
     "cancelled in the image": cancelled(STAGE_PREFILL, 0.5),
     "cancelled at the end": cancelled(STAGE_PREFILL, 1),
 }
+ERRORS = {"too long": ContextError, "too many markers": ArgumentError}  # of the others: Cancel
 
 
 @pytest.mark.parametrize("mode", [("f16", True), ("f32", False)], ids=["f16-fa", "f32-nofa"])
@@ -237,7 +239,7 @@ def test_failed_prompt_in_a_compressed_conversation(opened: Opened, failure: str
         pages()[0].ask(engine)
         compress(engine, 0.2)
         decode(engine, [50, 51])
-    with pytest.raises(PyAircacheError):
+    with pytest.raises(ERRORS.get(failure, Cancel)):
         FAILURES[failure](disturbed)
     assert disturbed.stats().n_past == whole.stats().n_past
     assert disturbed.stats().kv_bytes == whole.stats().kv_bytes
@@ -254,7 +256,7 @@ def test_failed_first_prompt(engine: Engine, failure: str) -> None:
     page.ask(engine)
     logits, scores = engine.logits(), engine.score(engine_method(0.1)).scores
     engine.reset()
-    with pytest.raises(PyAircacheError):
+    with pytest.raises(ERRORS.get(failure, Cancel)):
         FAILURES[failure](engine)
     assert engine.stats().n_past == 0
     page.ask(engine)

@@ -16,9 +16,9 @@ import pytest
 BOTH_MODES = "test_moved_is_masked or test_first_token or test_keeping"
 # file, and which of its tests
 SELECTIONS = {
-    "reference": ("test_against_reference.py", "alpha or test_rounding_modes or test_second_turn"),
-    "modes": ("test_modes.py", f"({BOTH_MODES}) and (f16-fa or q8_0-fa) and not bf16"),
-    "others": ("test_modes.py", "test_stats or test_graphs_are_reused or test_failed_prompt_in"),
+    "reference": ("test_against_reference.py", "(alpha or test_rounding_modes or test_second_turn) and not threads"),
+    "modes": ("test_modes.py", f"({BOTH_MODES}) and (f16-fa or q8_0-fa) and not bf16 and not 2-thread"),
+    "others": ("test_modes.py", "(test_stats or test_graphs_are_reused or test_failed_prompt_in) and not 2-thread"),
 }
 
 

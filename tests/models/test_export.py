@@ -123,7 +123,7 @@ def test_shipped_files_are_complete() -> None:
     folder = bundled_dir()
     lines = [json.loads(line) for line in (folder / "samples" / "samples.jsonl").read_text().splitlines()]
     assert sorted(line["file"] for line in lines) == sorted(p.name for p in (folder / "samples").glob("*.png"))
-    assert all(line.keys() == {"file", "question", "answer"} for line in lines)
+    assert lines and all(line.keys() == {"file", "question", "answer"} for line in lines)
     assert (folder / "README.md").is_file()
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 25e6
 
