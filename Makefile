@@ -1,5 +1,6 @@
 # make demo    builds everything and shows what compression does, with the sample model and page in the package
 # make test    builds everything, also the unpatched libllama for comparison, and runs all tests
+# make check   the quick ones of them, in less than a minute: the pure parts, and the bundled model's answers
 # make lint    ruff and mypy
 # make build   only builds: the package is then importable from .venv and from here
 # make quality renews the tables of README.md and docs/quality.md with the bundled model (a quarter of an hour)
@@ -10,6 +11,7 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0# taken first, by itself: TORCH="--index-url ... torch" picks another build of it
 PYTEST_ARGS ?=
+TEST_JOBS ?= 2# processes that share the tests; most of these use one core
 
 VENV := .venv
 PY   := $(VENV)/bin/python
@@ -24,13 +26,22 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock $(wildcard tests/native/*.cpp tests/native/*.h tests/native/CMakeLists.txt) \
 	$(shell find cmake native patches -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test lint build stock quality clean distclean FORCE
+.PHONY: demo test check lint build stock quality clean distclean FORCE
 
 demo: build
 	$(PY) -m pyaircache.demo
 
 test: build $(VENV)/tests.done stock
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadscope $(PYTEST_ARGS)
+
+# Nothing here makes a model or starts a server. What is added must not take more than a few seconds.
+CHECKS := tests/bench/test_figures.py tests/bench/test_scripts.py tests/build/test_fetch.py \
+	tests/convert/test_source.py tests/convert/test_tokenizer.py tests/engine/test_budgets.py \
+	$(filter-out %_bundled.py %/test_loading.py,$(wildcard tests/python/test_*.py)) \
+	tests/python/test_chat_bundled.py::test_bundled_samples_are_read
+
+check: build $(VENV)/tests.done
+	$(PY) -m pytest $(PYTEST_ARGS) $(CHECKS)
 
 quality: build $(VENV)/tests.done
 	$(PY) bench/quality.py --method aircache --update README.md

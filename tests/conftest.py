@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pyaircache import _ffi, _files
+# Before a library with OpenMP is loaded: two threads that wait for each other must not spin. With tiny models and other
+# work on the machine, that costs many times what they compute.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from pyaircache import _ffi, _files  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 20.0  # a server that has not answered by then will not
@@ -47,27 +51,63 @@ def f32_model(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
+class RpcServer:
+    """A ggml RPC server, started when first asked for and again when it has ended."""
+
+    def __init__(self, executable: Path, log: Path) -> None:
+        self.executable, self.log, self.process, self.address = executable, log, None, ""
+
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """On a free port; another one where that was taken in the meantime."""
+        for _ in range(3):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            command = [self.executable, "-H", "127.0.0.1", "-p", str(port), "-t", "1"]
+            with self.log.open("wb") as out:
+                self.process = subprocess.Popen(command, stdout=out, stderr=out)
+            if self._answers(port):
+                self.address = f"127.0.0.1:{port}"
+                return
+            self.stop()
+        pytest.fail(f"ggml-rpc-server does not start; its last words:\n{self.last_words()}")
+
+    def _answers(self, port: int) -> bool:
+        """Waits until it does; False if it ended instead, or after START_S."""
+        interval = 0.05
+        for _ in range(int(START_S / interval)):
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(interval)
+                return False
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                return self.running()
+        return False
+
+    def last_words(self) -> str:
+        return self.log.read_text(errors="replace")[-2000:]
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
 @pytest.fixture(scope="module")
-def rpc_server(program: Program) -> Iterator[str]:
-    """Address of a ggml RPC server of this module's own: it serves one client at a time."""
-    executable = program("ggml-rpc-server")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [executable, "-H", "127.0.0.1", "-p", str(port), "-t", "1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            _wait_until_it_answers(server, port)
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.kill()
+def _rpc(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RpcServer]:
+    """A server of this module's own: it serves one client at a time."""
+    server = RpcServer(program("ggml-rpc-server"), tmp_path_factory.mktemp("rpc") / "server.log")
+    yield server
+    server.stop()
 
 
-def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int) -> None:
-    interval = 0.05
-    for _ in range(int(START_S / interval)):
-        with suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        with suppress(subprocess.TimeoutExpired):
-            pytest.fail(f"ggml-rpc-server ended with code {server.wait(interval)}")
-    pytest.fail(f"ggml-rpc-server does not answer at port {port}")
+@pytest.fixture
+def rpc_server(_rpc: RpcServer) -> Iterator[str]:
+    """Its address. A test during which it ends fails for that, and the next one gets a new one."""
+    if not _rpc.running():
+        _rpc.start()
+    yield _rpc.address
+    if not _rpc.running():
+        pytest.fail(f"ggml-rpc-server ended during the test; its last words:\n{_rpc.last_words()}")

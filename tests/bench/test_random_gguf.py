@@ -69,6 +69,7 @@ def test_vocabulary_is_byte_level_with_special_tokens(pair: tuple[GGUFReader, GG
     assert value(text, "tokenizer.ggml.pre") == "qwen2"
     assert set(random_gguf.SPECIALS) <= set(tokens)
     assert tokens[value(text, "tokenizer.ggml.eos_token_id")] == "<|im_end|>"
+    assert value(text, "tokenizer.ggml.merges")
     for merge in value(text, "tokenizer.ggml.merges"):
         left, right = merge.split(" ")
         assert {left, right, left + right} <= set(tokens)

@@ -10,22 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import bundled
 import export_gguf
 import gguf
+import pinned
 import pytest
 import tiny
 from click.testing import CliRunner
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from pyaircache import Chat, ConversionError, cli
+from pyaircache._files import BUNDLED_MMPROJ, bundled_dir
 from pyaircache.convert import convert
 
-pytestmark = tiny.needs_shared
-STOCK = tiny.LEDGER_VL / "gguf"
-SAMPLE = tiny.LEDGER_VL / "samples" / "003.png"
 NAME = {"general.name"}
 # export_gguf writes the blocks' width, the converter the projection's; llama.cpp only prints it
 NAME_AND_WIDTH = NAME | {"clip.vision.feed_forward_length"}
@@ -59,12 +60,11 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def save_text(folder: Path, model: Any, config: Any, **shape: int) -> None:
-    """A tiny random language model with ledger-vl's tokenizer."""
+    """A tiny random language model with the tokenizer of the others."""
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "max_position_embeddings": 512} | shape  # fmt: skip
     model(config(vocab_size=288, **shape)).save_pretrained(folder)
-    for file in tiny.BESIDE[:3]:
-        shutil.copyfile(tiny.LEDGER_VL_HF / file, folder / file)
+    tiny.save_tokenizer(folder)
 
 
 def refused(message: str, source: Path, out: Path, **options: Any) -> None:
@@ -76,15 +76,32 @@ def refused(message: str, source: Path, out: Path, **options: Any) -> None:
 # -- against other ways -----------------------------------------------------------------------------------------------
 
 
-def test_a_trained_model_is_the_stock_converters_and_answers(tmp_path: Path) -> None:
-    files = convert(tiny.LEDGER_VL_HF, tmp_path / "a" / "b", outtype="F32", name="ledger-vl")
-    assert files == (tmp_path / "a" / "b" / "ledger-vl-F32.gguf", tmp_path / "a" / "b" / "mmproj-ledger-vl-F16.gguf")
-    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == [path.name for path in files]
-    assert_same(files.model, STOCK / "tiny-f32.gguf")
-    assert_same(files.mmproj, STOCK / "mmproj-f16.gguf")
-    assert content(files.model)[0]["general.name"][1] == "ledger-vl"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model as a Hugging Face folder."""
+    return bundled.save(tmp_path_factory.mktemp("trained") / "pages-vl")
+
+
+@pytest.fixture(scope="module")
+def stock(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Its text model and projector in F32 by llama.cpp's converter, called without our code."""
+    return pinned.convert(Path(shutil.copytree(trained, tmp_path_factory.mktemp("stock") / "pages-vl")))
+
+
+def test_a_trained_model_is_the_stock_converters_and_answers(
+    trained: Path, stock: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "a" / "b"
+    files = convert(trained, out, outtype="F32", name="pages")
+    assert files == (out / "pages-F32.gguf", out / "mmproj-pages-F16.gguf")
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in files)
+    assert_same(files.model, stock[0])
+    assert_same(files.mmproj, bundled_dir() / BUNDLED_MMPROJ, NAME_AND_WIDTH)
+    assert content(files.model)[0]["general.name"][1] == "pages"
+    sample = json.loads((bundled_dir() / "samples" / "samples.jsonl").read_text().splitlines()[0])
     with Chat(files.model, n_threads=1) as chat:  # the projector is found beside it
-        assert chat.info.vision and str(chat.ask(SAMPLE, "What is GDJO?", keep=1.0)) == "0767"
+        picture = bundled_dir() / "samples" / sample["file"]
+        assert chat.info.vision and str(chat.ask(picture, sample["question"], keep=1.0)) == sample["answer"]
 
 
 def test_a_random_model_is_the_exporters(made_dir: Path, tmp_path: Path) -> None:
@@ -97,15 +114,17 @@ def test_a_random_model_is_the_exporters(made_dir: Path, tmp_path: Path) -> None
         assert_same(files.mmproj, mmproj, NAME_AND_WIDTH)
 
 
-def test_quantised_is_llama_quantizes(program: Callable[[str], Path], tmp_path: Path) -> None:
+def test_quantised_is_llama_quantizes(
+    trained: Path, stock: tuple[Path, Path], program: Callable[[str], Path], tmp_path: Path
+) -> None:
     """From F32 weights through F32, so that nothing is rounded twice."""
-    files = convert(tiny.LEDGER_VL_HF, tmp_path / "out", outtype="q4_k_m", only="text", name="ledger-vl")
-    assert files == (tmp_path / "out" / "ledger-vl-Q4_K_M.gguf", None)
+    files = convert(trained, tmp_path / "out", outtype="q4_k_m", only="text", name="pages")
+    assert files == (tmp_path / "out" / "pages-Q4_K_M.gguf", None)
     assert list((tmp_path / "out").iterdir()) == [files.model]
-    stock = tmp_path / "stock.gguf"
-    command = [program("llama-quantize"), STOCK / "tiny-f32.gguf", stock, "Q4_K_M", "1"]
+    expected = tmp_path / "expected.gguf"
+    command = [program("llama-quantize"), stock[0], expected, "Q4_K_M", "1"]
     subprocess.run(command, check=True, capture_output=True)
-    assert_same(files.model, stock)
+    assert_same(files.model, expected)
 
 
 def test_a_text_model_inside_an_unknown_one(tmp_path: Path) -> None:
@@ -223,8 +242,10 @@ def test_ctrl_c_leaves_nothing(made_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pyaircache", "convert", str(made_dir), "-o", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
         deadline = time.monotonic() + 120
-        while not list(out.glob(".converting-*/log")) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        while not list(out.glob(".converting-*/log")):
+            assert running.poll() is None and time.monotonic() < deadline, "the conversion does not begin"
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(0.01)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to both processes
         _, err = running.communicate(timeout=120)
     assert running.returncode == 130 and not err.strip()

@@ -64,6 +64,6 @@ def test_files_that_say_nothing(tmp_path: Path) -> None:
     assert detect(tmp_path / "tokenizer.json") is None
 
 
-@tiny.needs_shared
-def test_of_a_real_tokenizer() -> None:
-    assert detect(tiny.LEDGER_VL_HF / "tokenizer.json") == "qwen2"
+def test_of_a_whole_tokenizer(tmp_path: Path) -> None:
+    tiny.save_tokenizer(tmp_path)
+    assert detect(tmp_path / "tokenizer.json") == "qwen2"

@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import aircache_ref as ref
+import bundled
 import export_gguf
 import numpy as np
 import tiny
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
 from pyaircache import _ffi
 from pyaircache._engine import Engine
@@ -38,7 +39,7 @@ TOKENS = (52, 50, 49, 32, 75, 73, 87, 73)
 
 
 def open_engine(text: Path, mmproj: Path, cache: str = "f32", flash: bool = False, **options: Any) -> Engine:
-    """An engine with one thread: the models are so small that two wait for each other."""
+    """An engine with one thread: the models are so small that two wait for each other. TWO_THREADS has both."""
     defaults = {"n_ctx": 512, "n_threads": 1, "keep_embeddings": True}
     types = {"cache_type_k": cache, "cache_type_v": cache, "flash_attn": int(flash)}
     with llama_log() as lines:
@@ -121,14 +122,14 @@ class Question:
         assert info.n_tokens == self.prompt.input_ids.numel()
 
 
-def question(seed: int, n_images: int) -> Question:
-    """One or three random images with text around them."""
+def question(seed: int, n_images: int, tokenizer: PreTrainedTokenizerFast | None = None) -> Question:
+    """One or three random images with text around them; None: the tokenizer of the tiny models."""
     rng = np.random.default_rng(seed)
     sizes = [(4, 6)] if n_images == 1 else [(4, 5), (2, 4), (4, 4)][:n_images]
     pictures = [tiny.random_image(rng, *size) for size in sizes]
     between = (" and ", " Also this one: ", "")
     content = [part for pair in zip(pictures, between, strict=False) for part in pair]
-    return Question(tiny.chat_prompt(["Look: ", *content, "\nWhat is the value of KIWI?"]), pictures)
+    return Question(tiny.chat_prompt(["Look: ", *content, "\nWhat is the value of KIWI?"], tokenizer), pictures)
 
 
 @dataclass(frozen=True)
@@ -155,19 +156,21 @@ class Model:
     reference: Qwen2VLForConditionalGeneration = field(repr=False)
     text: Path
     mmproj: Path
+    tokenizer: PreTrainedTokenizerFast | None = None  # None: that of the tiny models
+    threads: int = 1
     engines: dict[tuple[str, bool], Engine] = field(default_factory=dict, repr=False)
 
     def engine(self, cache: str = "f32", flash: bool = False) -> Engine:
         """An engine without a conversation, opened once."""
         if (cache, flash) not in self.engines:
-            self.engines[cache, flash] = open_engine(self.text, self.mmproj, cache, flash)
+            self.engines[cache, flash] = open_engine(self.text, self.mmproj, cache, flash, n_threads=self.threads)
         self.engines[cache, flash].reset()
         return self.engines[cache, flash]
 
     @functools.cache  # noqa: B019 (lives as long as the session)
     def asked(self, seed: int, n_images: int, cache: str = "f32", flash: bool = False) -> Asked:
         """question(seed, n_images) by the reference with a cache of this type."""
-        asked = question(seed, n_images)
+        asked = question(seed, n_images, self.tokenizer)
         engine = self.engine(cache, flash)
         asked.ask(engine)
         embeddings, prompt = image_embeddings(engine), asked.prompt
@@ -182,17 +185,29 @@ class Model:
 Models = Callable[[str], Model]
 """The fixture `models`."""
 
+TWO_THREADS = " on two threads"
+"""What is put behind a model's name for one that computes on two threads."""
+
+
+def two_threads(model: Model) -> Model:
+    """The same model with engines of its own."""
+    return replace(model, threads=2, engines={})
+
 
 def make_model(name: str, folder: Path) -> Model:
     """Makes or takes a model and exports it: see the fixture `models`."""
-    hf_dir = tiny.LEDGER_VL_HF
-    if name != "ledger-vl":
+    tokenizer = None
+    if name == "pages-vl":
+        hf_dir = bundled.save(folder / name)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(hf_dir)
+    else:
         shape, _, seed = name.partition("-")
         hf_dir = tiny.save_tiny(folder / "hf", shape, int(seed))
     return Model(
         tiny.load(hf_dir),
         export_gguf.export_text(hf_dir, folder / "text.gguf", "F32"),
         export_gguf.export_mmproj(hf_dir, folder / "mmproj.gguf", "F32"),
+        tokenizer,
     )
 
 

@@ -7,7 +7,6 @@ follow from the scores.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import aircache_ref as ref
@@ -15,11 +14,24 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from harness import TOKENS, Model, Models, Question, decode, engine_method, image_embeddings, lists, question
+from harness import (
+    TOKENS,
+    TWO_THREADS,
+    Model,
+    Models,
+    Question,
+    decode,
+    engine_method,
+    image_embeddings,
+    lists,
+    question,
+)
 
-NAMES = ("gqa-0", "gqa-1", "wide-0", "mha-0", "mqa-0", "ledger-vl")
+NAMES = ("gqa-0", "gqa-1", "wide-0", "mha-0", "mqa-0", "pages-vl")
+NAMES += tuple(name + TWO_THREADS for name in ("gqa-0", "pages-vl"))
 SEEDS = range(12)  # of questions to choose from
 MARGIN = 3e-5  # a decision closer than this may go either way
+CUT_MARGIN = 1e-3  # likewise, as a share of the score that was just good enough
 
 METHODS = {
     "keep 0.05": {"keep": 0.05},
@@ -60,13 +72,19 @@ def check_scores(got: np.ndarray, want: np.ndarray, rtol: float = 1e-4, atol: fl
 
 
 def is_clear(capture: ref.Capture, **arguments: Any) -> bool:
-    """Whether no decision is so close that rounding may turn it.
+    """Whether no decision is so close that rounding may turn it."""
+    margins, result = ref.margins(capture, **arguments), ref.compress(capture, **arguments)
+    chosen = all(is_clear_cut(row, kept) for row, kept in zip(result.scores, result.kept, strict=True))
+    return chosen and min(margins.elite, margins.total, margins.budget) > MARGIN
+
+
+def is_clear_cut(row: np.ndarray, kept: np.ndarray) -> bool:
+    """Of one layer's scores. Rounding is relative to a score: in a trained model most are a millionth of the highest.
 
     A tie at 0 is clear: a token has exactly 0 when no observer comes after it.
     """
-    margins, result = ref.margins(capture, **arguments), ref.compress(capture, **arguments)
-    tied_at_zero = [row[kept].min() == 0 for row, kept in zip(result.scores, result.kept, strict=True)]
-    return min(margins.elite, margins.total, margins.budget, math.inf if any(tied_at_zero) else margins.select) > MARGIN
+    lowest, highest = row[kept].min(), np.delete(row, kept).max(initial=0)
+    return lowest == 0 or lowest - highest > min(MARGIN * row.max(), CUT_MARGIN * lowest)
 
 
 @pytest.mark.parametrize("n_images", [1, 3])
@@ -123,16 +141,21 @@ def test_rounding_modes(model: Model, mode: str, n_images: int) -> None:
 
 def test_second_turn(model: Model) -> None:
     """A later turn's image is compressed among the earlier image's survivors, which stay as they are."""
+    assert any(second_turn(model, seed) for seed in SEEDS), "all later questions have decisions that are too close"
+
+
+def second_turn(model: Model, seed: int) -> bool:
+    """Whether the decisions of this later question are clear; if so, they were compared."""
     first, engine = model.asked(0, 1), model.engine()
     first.question.ask(engine)
     _, kept_first = engine.compress(engine_method(0.2))
     decode(engine, TOKENS)
 
-    prompt, later = first.question.prompt, question(1, 3)
+    prompt, later = first.question.prompt, question(seed, 3, model.tokenizer)
     ids = torch.cat([prompt.input_ids, torch.tensor(TOKENS)])
     start = ids.numel()
     text = "<|im_end|>\n" + later.prompt.text
-    later = Question(tiny.prompt_from_text(text, later.pictures), later.pictures)
+    later = Question(tiny.prompt_from_text(text, later.pictures, model.tokenizer), later.pictures)
     later.ask(engine)
     ids = torch.cat([ids, later.prompt.input_ids])
     vision = [torch.cat(pair) for pair in zip(prompt.vision, later.prompt.vision, strict=True)]
@@ -146,16 +169,18 @@ def test_second_turn(model: Model) -> None:
         return ref.qwen2vl_forward(model.reference, tokens, *vision, visible=visible, start=start)
 
     capture = forward(ids)
+    if not is_clear(capture, keep=0.3):
+        return False
     np.testing.assert_allclose(engine.logits(), capture.logits[-1], atol=1e-3, rtol=0)
     scores, result = engine.compress(engine_method(0.3))
     windows = [start + elite for elite in scores.elite]
-    check_scores(scores.scores, np.stack([ref.importance(capture, i, window) for i, window in enumerate(windows)]))
-    if is_clear(capture, keep=0.3):
-        want = ref.compress(capture, 0.3)
-        assert lists(windows) == lists(want.observers)
-        assert lists(result.kept) == lists(want.kept)
+    want = ref.compress(capture, 0.3)
+    check_scores(scores.scores, want.scores)
+    assert lists(windows) == lists(want.observers)
+    assert lists(result.kept) == lists(want.kept)
     logits = forward(torch.cat([ids, torch.tensor(TOKENS)]), result.kept).logits[ids.numel() :]
     np.testing.assert_allclose(decode(engine, TOKENS), logits, atol=1e-3, rtol=0)
+    return True
 
 
 def test_vision_tower(model: Model) -> None:

@@ -23,7 +23,9 @@ from pyaircache._structs import Message
 STOCK = Path(os.environ.get("PYAIRCACHE_STOCK") or Path(__file__).resolve().parents[2] / "build" / "stock" / "lib")
 SEARCH_PATH = "DYLD_LIBRARY_PATH" if sys.platform == "darwin" else "LD_LIBRARY_PATH"
 N_TOKENS = 64
-MODES = [("f16", True), ("f32", False), ("q8_0", True)]
+# Cache type, flash attention, threads
+MODES = [("f16", True, 1), ("f32", False, 1), ("q8_0", True, 1), ("f16", True, 2), ("f32", False, 2)]
+Mode = tuple[str, bool, int]
 
 Dump = Callable[[Path], np.ndarray]
 
@@ -40,8 +42,8 @@ def stock() -> Path:
     return STOCK
 
 
-@pytest.fixture(params=MODES, ids=lambda mode: f"{mode[0]}-{'fa' if mode[1] else 'nofa'}")
-def mode(request: pytest.FixtureRequest) -> tuple[str, bool]:
+@pytest.fixture(params=MODES, ids=lambda mode: f"{mode[0]}-{'fa' if mode[1] else 'nofa'}-{mode[2]}-thread")
+def mode(request: pytest.FixtureRequest) -> Mode:
     return request.param
 
 
@@ -52,15 +54,16 @@ def prompt(opened: Callable[..., Engine]) -> str:
 
 
 @pytest.fixture
-def dump(program: Callable[[str], Path], mode: tuple[str, bool], prompt: str, tmp_path: Path) -> Dump:
+def dump(program: Callable[[str], Path], mode: Mode, prompt: str, tmp_path: Path) -> Dump:
     """Runs logits-dump with the libraries of a folder: logits [1 + N_TOKENS, n_vocab]."""
     Image.fromarray(pages()[0].picture).save(tmp_path / "page.ppm")
 
     def run(folder: Path) -> np.ndarray:
         out = tmp_path / "logits"
         files = [str(file) for file in (*bundled_files(), tmp_path / "page.ppm")]
-        cache, flash = mode
+        cache, flash, threads = mode
         command = [program("logits-dump"), *files, prompt, cache, "fa" if flash else "nofa", str(N_TOKENS), out]
+        command.append(str(threads))
         paths = os.pathsep.join(filter(None, [str(folder), os.environ.get(SEARCH_PATH)]))
         done = subprocess.run(command, env=os.environ | {SEARCH_PATH: paths}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -90,10 +93,11 @@ def test_builds_give_the_same_bits(dump: Dump, stock: Path, ours: Path) -> None:
 
 @pytest.mark.parametrize("how", ["not observed", "observed", "compressed"])
 def test_engine_gives_the_same_bits(
-    dump: Dump, stock: Path, opened: Callable[..., Engine], prompt: str, mode: tuple[str, bool], how: str
+    dump: Dump, stock: Path, opened: Callable[..., Engine], prompt: str, mode: Mode, how: str
 ) -> None:
     expected = dump(stock)
-    engine = opened(*bundled_files(), *mode, n_ctx=1024)
+    *types, threads = mode
+    engine = opened(*bundled_files(), *types, n_ctx=1024, n_threads=threads)
     engine.prompt(prompt, [pages()[0].picture], observe=how != "not observed")
     first = engine.logits()
     if how == "compressed":

@@ -12,7 +12,7 @@ import harness
 import numpy as np
 import pinned
 import pytest
-import tiny
+import sentencepiece
 import tiny_internvl_hf
 import torch
 from families import engine_method
@@ -22,7 +22,6 @@ from vlm import VlmFamily, make_vlm
 
 from pyaircache._engine import Engine
 
-pytestmark = tiny.needs_shared
 Opened = Callable[..., Engine]
 
 
@@ -91,7 +90,6 @@ def test_long_rope(tmp_path: Path, opened: Opened) -> None:
 
 def test_internlm2_tokens(tmp_path: Path, opened: Opened) -> None:
     """The tokens of the images are not in tokenizer.model."""
-    sentencepiece = pytest.importorskip("sentencepiece")
     added = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
     corpus = tmp_path / "corpus.txt"
     texts = [path.read_text("utf-8") for path in sorted((pinned.ROOT / "docs").glob("*.md"))]

@@ -18,6 +18,7 @@ import torch
 from families import (
     ALLOCATIONS,
     MARGIN,
+    SEEDS,
     Family,
     check_method,
     check_scores,
@@ -25,7 +26,7 @@ from families import (
     reference_method,
     with_keep,
 )
-from harness import IMAGE, TOKENS, Question, decode, image_embeddings, lists, question
+from harness import IMAGE, TOKENS, TWO_THREADS, Question, decode, image_embeddings, lists, question
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -35,7 +36,7 @@ from pyaircache._engine import Engine
 from pyaircache.errors import ArgumentError, PyAircacheError
 
 NAMED = _policy.named_methods()
-FAMILIES = ("gqa-0", "mha-0", "internvl-0")
+FAMILIES = ("gqa-0", "mha-0", "internvl-0", "gqa-0" + TWO_THREADS)
 QWEN2VL = ("gqa-0", "mha-0")
 
 SNAPKV = {"window": "last:8", "keys": "causal", "pool": "avg", "allocation": "uniform"}
@@ -92,8 +93,6 @@ Opened = Callable[..., Engine]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Families:
     """Models by name, made when first asked for."""
-    if not tiny.LEDGER_VL_HF.is_dir():
-        pytest.skip("the folder `shared` is not beside the repository")
     done: dict[str, Family] = {}
 
     def get(name: str) -> Family:
@@ -169,7 +168,12 @@ def test_quantised_cache(family: Family, name: str) -> None:
 @pytest.mark.parametrize("name", ["h2o", "snapkv", "vlcache", "mixkv", "tgv", "merge", "elastic, merged"])
 def test_second_turn(made: Families, name: str) -> None:
     """Later images are compressed among the survivors of the earlier one, which the causal baselines see as text."""
-    family = made("gqa-0")
+    found = any(second_turn(made("gqa-0"), name, seed) for seed in SEEDS)
+    assert found, "all later questions have decisions that are too close"
+
+
+def second_turn(family: Family, name: str, seed: int) -> bool:
+    """Whether the decisions of this later question are clear; if so, they were compared."""
     method = replace(NAMED[name], keep=0.25) if name in NAMED else engine_method(keep=0.25, **BEYOND[name])
     known, model, engine = reference_method(method), family.model, family.engine()
     first = model.asked(0, 1)
@@ -178,7 +182,7 @@ def test_second_turn(made: Families, name: str) -> None:
     _, kept_first = engine.compress(method)
     decode(engine, TOKENS)
 
-    later = question(1, 3)
+    later = question(seed, 3)
     start = n_first + len(TOKENS)
     text = "<|im_end|>\n" + later.prompt.text
     later = Question(tiny.prompt_from_text(text, later.pictures), later.pictures)
@@ -197,14 +201,16 @@ def test_second_turn(made: Families, name: str) -> None:
         return ref.qwen2vl_forward(model.reference, tokens, *vision, visible=visible, start=start, later=changes)
 
     capture = forward(ids)
+    if methods_ref.margins(capture, known).least < MARGIN:
+        return False
     np.testing.assert_allclose(engine.logits(), capture.logits[-1], atol=1e-3, rtol=0)
     scores, result = engine.compress(method)
     want = methods_ref.compress(capture, known)
     check_scores(scores.scores, want.scores)
-    if methods_ref.margins(capture, known).least > MARGIN:
-        assert lists(result.kept) == lists(want.kept)
+    assert lists(result.kept) == lists(want.kept)
     logits = forward(torch.cat([ids, torch.tensor(TOKENS)]), result.kept).logits[ids.numel() :]
     np.testing.assert_allclose(decode(engine, TOKENS), logits, atol=1e-3, rtol=0)
+    return True
 
 
 # -- the engine against itself ----------------------------------------------------------------------------------------

@@ -38,10 +38,13 @@ N_TOKENS = 16
 modes = pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode[0]}-{'fa' if mode[1] else 'nofa'}")
 
 
-@pytest.fixture
-def engine(opened: Opened) -> Engine:
-    """The bundled model as shipped, with an F16 cache."""
-    return opened(*bundled_files(), "f16", True)
+threads = pytest.mark.parametrize("n_threads", [1, 2], ids=lambda n: f"{n}-thread")
+
+
+@pytest.fixture(params=[1, 2], ids=lambda n: f"{n}-thread")
+def engine(request: pytest.FixtureRequest, opened: Opened) -> Engine:
+    """The bundled model as shipped, with an F16 cache, on one thread and on two."""
+    return opened(*bundled_files(), "f16", True, n_threads=request.param)
 
 
 def compress(engine: Engine, keep: float, mask_only: bool = False) -> list[list[int]]:
@@ -82,8 +85,9 @@ def test_moved_is_masked(f32_model: Path, opened: Opened, weights: str, mode: tu
 
 
 @modes
-def test_first_token_is_the_full_caches(opened: Opened, mode: tuple[str, bool]) -> None:
-    engine = opened(*bundled_files(), *mode)
+@threads
+def test_first_token_is_the_full_caches(opened: Opened, mode: tuple[str, bool], n_threads: int) -> None:
+    engine = opened(*bundled_files(), *mode, n_threads=n_threads)
     for page in pages():
         page.ask(engine, observe=False)
         full = engine.logits()
@@ -94,8 +98,9 @@ def test_first_token_is_the_full_caches(opened: Opened, mode: tuple[str, bool]) 
 
 
 @modes
-def test_keeping_everything_changes_nothing(opened: Opened, mode: tuple[str, bool]) -> None:
-    engine = opened(*bundled_files(), *mode)
+@threads
+def test_keeping_everything_changes_nothing(opened: Opened, mode: tuple[str, bool], n_threads: int) -> None:
+    engine = opened(*bundled_files(), *mode, n_threads=n_threads)
     page = pages()[0]
     page.ask(engine, observe=False)
     tokens, full = greedy(engine, N_TOKENS)
@@ -196,11 +201,12 @@ def too_many_markers(engine: Engine) -> None:
     engine.prompt(2 * engine.marker() + "What?", [pages()[1].picture], observe=True)
 
 
+class Cancel(PyAircacheError):
+    """Raised by a progress callback."""
+
+
 def cancelled(stage: int, share: float) -> Callable[[Engine], None]:
     """A prompt with an image that is cancelled when this share of a stage is done."""
-
-    class Cancel(PyAircacheError):
-        pass
 
     def progress(now: int, done: int, total: int) -> None:
         if now == stage and done >= share * total:
@@ -222,6 +228,7 @@ FAILURES = {
     "cancelled in the image": cancelled(STAGE_PREFILL, 0.5),
     "cancelled at the end": cancelled(STAGE_PREFILL, 1),
 }
+ERRORS = {"too long": ContextError, "too many markers": ArgumentError}  # of the others: Cancel
 
 
 @pytest.mark.parametrize("mode", [("f16", True), ("f32", False)], ids=["f16-fa", "f32-nofa"])
@@ -232,7 +239,7 @@ def test_failed_prompt_in_a_compressed_conversation(opened: Opened, failure: str
         pages()[0].ask(engine)
         compress(engine, 0.2)
         decode(engine, [50, 51])
-    with pytest.raises(PyAircacheError):
+    with pytest.raises(ERRORS.get(failure, Cancel)):
         FAILURES[failure](disturbed)
     assert disturbed.stats().n_past == whole.stats().n_past
     assert disturbed.stats().kv_bytes == whole.stats().kv_bytes
@@ -249,7 +256,7 @@ def test_failed_first_prompt(engine: Engine, failure: str) -> None:
     page.ask(engine)
     logits, scores = engine.logits(), engine.score(engine_method(0.1)).scores
     engine.reset()
-    with pytest.raises(PyAircacheError):
+    with pytest.raises(ERRORS.get(failure, Cancel)):
         FAILURES[failure](engine)
     assert engine.stats().n_past == 0
     page.ask(engine)

@@ -18,7 +18,6 @@ import gguf
 import harness
 import numpy as np
 import pytest
-import tiny
 import tiny_onevision as tov
 import torch
 from PIL import Image
@@ -29,8 +28,6 @@ from transformers.models.llava_onevision.processing_llava_onevision import Llava
 from pyaircache._engine import Engine
 from pyaircache._structs import Message
 from pyaircache.errors import ProjectorError
-
-pytestmark = tiny.needs_shared
 
 # Of a tile of 74 pixels: small, one tile, a little more, tall, wide, all grids' largest, above the reduction, no
 # multiple of anything, much larger than all grids, as thin as can be

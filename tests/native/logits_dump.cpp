@@ -1,6 +1,6 @@
 // Logits of one question about one image, through llama.cpp's public API alone: runs on a patched and an unpatched build.
 //
-//   logits-dump MODEL.gguf MMPROJ.gguf IMAGE.ppm PROMPT CACHE_TYPE fa|nofa N_TOKENS OUT
+//   logits-dump MODEL.gguf MMPROJ.gguf IMAGE.ppm PROMPT CACHE_TYPE fa|nofa N_TOKENS OUT N_THREADS
 //
 // OUT: 1 + N_TOKENS rows of n_vocab floats, behind the prompt and behind each greedy token. Prints the files of the
 // libraries that were really loaded, a line each. Driven by tests/engine/test_bit_identity.py.
@@ -50,11 +50,12 @@ static ggml_type type_by_name(const char * name) {
 }
 
 int main(int argc, char ** argv) {
-    CHECK(argc == 9);
-    const ggml_type type     = type_by_name(argv[5]);
-    const bool      flash    = strcmp(argv[6], "fa") == 0;
-    const auto      fa       = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    const int       n_tokens = atoi(argv[7]);
+    CHECK(argc == 10);
+    const ggml_type type      = type_by_name(argv[5]);
+    const bool      flash     = strcmp(argv[6], "fa") == 0;
+    const auto      fa        = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    const int       n_tokens  = atoi(argv[7]);
+    const int       n_threads = atoi(argv[9]);
 
     print_origin(llama_decode);
     print_origin(mtmd_encode_chunk);
@@ -80,8 +81,8 @@ int main(int argc, char ** argv) {
     params.n_ubatch        = 512;
     params.n_seq_max       = 1;
     params.n_outputs_max   = 1;
-    params.n_threads       = 1;
-    params.n_threads_batch = 1;
+    params.n_threads       = n_threads;
+    params.n_threads_batch = n_threads;
     params.flash_attn_type = fa;
     params.type_k          = type;
     params.type_v          = type;
@@ -89,7 +90,7 @@ int main(int argc, char ** argv) {
     CHECK(ctx);
 
     mtmd_context_params vparams = mtmd_context_params_default();
-    vparams.n_threads       = 1;
+    vparams.n_threads       = n_threads;
     vparams.print_timings   = false;
     vparams.warmup          = false;
     vparams.flash_attn_type = fa;

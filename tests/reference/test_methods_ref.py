@@ -25,8 +25,6 @@ IMAGES = ((2, 3), (1, 3))  # of random_capture
 
 @pytest.fixture(scope="module", params=["gqa", "mqa"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    if not tiny.LEDGER_VL_HF.is_dir():
-        pytest.skip("the folder `shared` is not beside the repository")
     model = tiny.load(tiny.save_tiny(tmp_path_factory.mktemp(request.param), request.param, seed=3))
     rng = np.random.default_rng(3)
     content = ["Look: ", tiny.random_image(rng, 4, 5), " and ", tiny.random_image(rng, 3, 4), "What is KIWI?"]

@@ -23,8 +23,6 @@ Case = tuple[Qwen2VLForConditionalGeneration, tiny.Prompt, ref.Capture]
 @pytest.fixture(scope="module", params=list(tiny.SHAPES))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A tiny model, a prompt with two images and text before, between and after them, and what it captured."""
-    if not tiny.LEDGER_VL_HF.is_dir():
-        pytest.skip("the folder `shared` is not beside the repository")
     model = tiny.load(tiny.save_tiny(tmp_path_factory.mktemp(request.param), request.param, seed=3))
     rng = np.random.default_rng(3)
     content = ["Look: ", tiny.random_image(rng, 4, 5), " and ", tiny.random_image(rng, 3, 4), "What is KIWI?"]

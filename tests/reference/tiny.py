@@ -1,42 +1,63 @@
 """Small random Qwen2-VL models, and prompts as Hugging Face's model wants them.
 
-The models are seeded, take the tokenizer, chat template and preprocessor of ledger-vl, and are saved so that
-models.export_gguf can convert them. Their attention is made steep on purpose: with the usual initialisation it is
+The models are seeded and saved so that models.export_gguf can convert them, with a tokenizer of 274 tokens made here
+and the bundled model's chat template. Their attention is made steep on purpose: with the usual initialisation it is
 nearly flat, every text token is elite, and nothing about the method is tested.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import math
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+import gguf
 import numpy as np
-import pytest
 import torch
 from PIL import Image
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+from pyaircache._files import BUNDLED_MODEL, bundled_dir
+
 transformers_logging.disable_progress_bar()
 
-# The folder `shared` lies beside the repository
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-LEDGER_VL = SHARED / "models" / "ledger-vl"
-LEDGER_VL_HF = LEDGER_VL / "hf"
-
-needs_shared = pytest.mark.skipif(not LEDGER_VL_HF.is_dir(), reason="the folder `shared` is not beside the repository")
-
-BESIDE = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "generation_config.json",
+# What is on the wire of a byte-level tokenizer: a printable character for every byte, as GPT-2 chose them
+PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
 )
+FIRST_SPECIAL = 267  # so <|image_pad|> is 272
+# How Qwen2's tokenizer splits words
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "min_pixels": 8 * 28**2,
+    "max_pixels": 1024 * 28**2,
+    "patch_size": 14,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+}
 PATCH, MERGE, FRAMES = 14, 2, 2
 TOKEN_PX = PATCH * MERGE
 MIN_TOKENS = 8  # llama.cpp enlarges smaller images
@@ -82,8 +103,8 @@ def save_tiny(folder: str | Path, shape: str | Shape = "gqa", seed: int = 0) -> 
     model = Qwen2VLForConditionalGeneration(_config(shape))
     randomise(model, shape, torch.Generator().manual_seed(seed))
     model.save_pretrained(folder)
-    for file in BESIDE:
-        shutil.copyfile(LEDGER_VL_HF / file, folder / file)
+    save_tokenizer(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     return folder
 
 
@@ -150,6 +171,55 @@ def randomise(model: torch.nn.Module, shape: Shape, generator: torch.Generator) 
             parameter.normal_(0, gain / math.sqrt(parameter[0].numel()), generator=generator)
 
 
+# -- the tokenizer ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each byte, with the byte's value; the words "assistant" and "user", joined letter by letter; SPECIAL.
+
+    Small and without training, so that ids can be written down in tests.
+    """
+    others = [byte for byte in range(256) if byte not in PRINTABLE]
+    vocabulary = {chr(b if b in PRINTABLE else 256 + others.index(b)): b for b in range(256)}
+    merges = []
+    for word in ("assistant", "user"):
+        for end in range(2, len(word) + 1):
+            merges.append((word[: end - 1], word[end - 1]))
+            vocabulary[word[:end]] = len(vocabulary)
+    made = Tokenizer(models.BPE(vocabulary, merges))
+    made.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    assert made.token_to_id(SPECIAL[0]) == FIRST_SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=chat_template()
+    )
+
+
+@functools.cache
+def chat_template() -> str:
+    """The bundled model's, which is Qwen2-VL's without a system prompt."""
+    return gguf.GGUFReader(bundled_dir() / BUNDLED_MODEL).fields["tokenizer.chat_template"].contents()
+
+
+def save_tokenizer(folder: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, some special tokens renamed."""
+    files = {
+        "tokenizer.json": tokenizer().backend_tokenizer.to_str(),
+        "tokenizer_config.json": json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+        ),
+        "chat_template.jinja": chat_template(),
+    }
+    for file, content in files.items():
+        for old, new in renamed.items():
+            content = content.replace(old, new)
+        (folder / file).write_text(content, encoding="utf-8")
+
+
 # -- prompts ----------------------------------------------------------------------------------------------------------
 
 
@@ -167,28 +237,27 @@ class Prompt:
         return self.pixel_values, self.image_grid_thw
 
 
-def chat_prompt(content: Sequence[str | Image.Image], hf_dir: str | Path = LEDGER_VL_HF) -> Prompt:
-    """One user turn of texts and images in the given order, through the folder's chat template.
+def chat_prompt(content: Sequence[str | Image.Image], known: PreTrainedTokenizerFast | None = None) -> Prompt:
+    """One user turn of texts and images in the given order, through the tokenizer's chat template.
 
     Args:
         content: texts and images; image sides must be multiples of 28 px, so that nothing is resized.
-        hf_dir: folder with the tokenizer, chat template and preprocessor.
+        known: tokenizer with a chat template; None for that of the tiny models.
     """
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(hf_dir)
     parts = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image"} for c in content]
     messages = [{"role": "user", "content": parts}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    text = (known or tokenizer()).apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     images = [c for c in content if not isinstance(c, str)]
-    return prompt_from_text(text, images, hf_dir)
+    return prompt_from_text(text, images, known)
 
 
-def prompt_from_text(text: str, images: Sequence[Image.Image], hf_dir: str | Path = LEDGER_VL_HF) -> Prompt:
+def prompt_from_text(text: str, images: Sequence[Image.Image], known: PreTrainedTokenizerFast | None = None) -> Prompt:
     """A prompt from text that is rendered already, with one <|image_pad|> for each image."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(hf_dir)
-    pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    known = known or tokenizer()
+    pad = known.convert_tokens_to_ids("<|image_pad|>")
     patches, grids = zip(*(patchify(image) for image in images), strict=True)
     counts = [int(grid.prod()) // MERGE**2 for grid in grids]
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = known.encode(text, add_special_tokens=False)
     if ids.count(pad) != len(counts):
         raise ValueError(f"the text has {ids.count(pad)} <|image_pad|> for {len(counts)} images")
     remaining = iter(counts)
@@ -201,7 +270,7 @@ def patchify(image: Image.Image, mean: float = 0.5, std: float = 0.5) -> tuple[T
 
     Args:
         image: RGB, both sides multiples of 28 px, at least 8 tokens.
-        mean, std: of ledger-vl's preprocessor_config.json, the same for all channels.
+        mean, std: of PREPROCESSOR and of the bundled model, the same for all channels.
 
     Returns:
         Patches [patches, 3 * 2 * 14 * 14], the four of a token next to each other, and the grid (1, rows, columns).

@@ -49,11 +49,7 @@ def save_tiny(folder: Path, seed: int = 0) -> Files:
         folder: exists.
         seed: of the weights.
     """
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        content = (tiny.LEDGER_VL_HF / file).read_text(encoding="utf-8")
-        for old, new in RENAMED.items():
-            content = content.replace(old, new)
-        (folder / file).write_text(content, encoding="utf-8")
+    tiny.save_tokenizer(folder, RENAMED)
     width = SHAPE.heads * SHAPE.head_dim
     config = Qwen2Config(
         vocab_size=VOCABULARY,

@@ -143,11 +143,7 @@ def save_tiny(folder: Path, seed: int = 0, tile: int = TILE, layer: int = -1) ->
     tiny.randomise(model, SHAPE, torch.Generator().manual_seed(seed))
     model.save_pretrained(hf)
 
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        content = (tiny.LEDGER_VL_HF / file).read_text(encoding="utf-8")
-        for old, new in RENAMED.items():
-            content = content.replace(old, new)
-        (hf / file).write_text(content, encoding="utf-8")
+    tiny.save_tokenizer(hf, RENAMED)
     (hf / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     processor = LlavaOnevisionImageProcessorPil(
         size={"height": tile, "width": tile}, image_grid_pinpoints=grids(tile), image_mean=MEAN, image_std=STD

@@ -1,7 +1,7 @@
 """Small random vision models of the families besides the first, as Hugging Face folders and as GGUF of the pinned
 converter, with Hugging Face's own processors.
 
-They take the tokenizer of ledger-vl and the weights' distribution of tiny. A model here answers what the tests ask of
+They take the tokenizer and the weights' distribution of tiny. A model here answers what the tests ask of
 Hugging Face: features of pictures, how many tokens they are, and a forward pass over a prompt.
 """
 
@@ -82,12 +82,9 @@ class TinyVlm(ABC):
         self.save_tokenizer(folder)
 
     def save_tokenizer(self, folder: Path) -> None:
-        """ledger-vl's, with this family's names for what stands around an image."""
-        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            content = (tiny.LEDGER_VL_HF / file).read_text(encoding="utf-8")
-            for old, new in zip(("<|vision_start|>", "<|vision_end|>"), self.around, strict=True):
-                content = content.replace(old, new or old)
-            (folder / file).write_text(content, encoding="utf-8")
+        """tiny's, with this family's names for what stands around an image."""
+        around = zip(("<|vision_start|>", "<|vision_end|>"), self.around, strict=True)
+        tiny.save_tokenizer(folder, {old: new for old, new in around if new})
 
     def load_tokenizer(self, folder: Path) -> Any:
         """What `ids` needs."""

@@ -14,7 +14,6 @@ from .conftest import CTX, Launch, Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "models"), str(ROOT / "tests" / "reference")]
 
-import tiny  # noqa: E402
 import tiny_onevision as tov  # noqa: E402
 
 KEEP, QUESTION = 0.25, "What is the value of KIWI?"
@@ -26,7 +25,6 @@ def readable(text: str) -> str:
     return "".join(c for c in text if c.isascii() and c.isprintable())
 
 
-@tiny.needs_shared
 def test_pictures_alone_and_together(launch: Launch, tmp_path: Path) -> None:
     files = tov.save_tiny(tmp_path)
     pages = {}

@@ -26,7 +26,6 @@ def readable(text: str) -> str:
     return "".join(c for c in text if c.isascii() and c.isprintable())
 
 
-@tiny.needs_shared
 def test_tiled_images(launch: Launch, tmp_path: Path) -> None:
     files = tiny_internvl.save_tiny(tmp_path)
     page = Page(tmp_path / "wide.png", QUESTION, "")
