@@ -1,6 +1,6 @@
 #include "aircache-params.h"
 
-#include <cmath>
+#include <cctype>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
@@ -40,11 +40,12 @@ static float share(const char * field, double value) {
     return res;
 }
 
+// std::stod also takes white space in front, signs, hexadecimal numbers, "nan" and "inf"
 static double number(const char * field, const std::string & text) {
     try {
         size_t n;
         const double res = std::stod(text, &n);
-        if (n == text.size()) {
+        if (n == text.size() && text.find_first_not_of("0123456789.eE+-") == std::string::npos && (isdigit(text[0]) || text[0] == '.')) {
             return res;
         }
     } catch (const std::exception &) {
@@ -66,7 +67,7 @@ std::string common_aircache_methods() {
 
 static int32_t window_size(const std::string & text) {
     const double res = number("aircache_window", text);
-    if (!(res >= 1 && res <= 65536 && res == std::floor(res))) {
+    if (!(res >= 1 && res <= 65536 && text.find_first_not_of("0123456789") == std::string::npos)) {
         refuse("aircache_window", "must observe a whole number of tokens from 1 to 65536, got '" + text + "'");
     }
     return res;
@@ -74,24 +75,26 @@ static int32_t window_size(const std::string & text) {
 
 static void parse_window(const std::string & text, llama_aircache_method & m) {
     std::vector<std::string> words;
-    std::istringstream in(text);
-    for (std::string word; std::getline(in, word, ':'); ) {
-        words.push_back(word);
+    for (size_t begin = 0; begin <= text.size(); begin += words.back().size() + 1) {
+        words.push_back(text.substr(begin, text.find(':', begin) - begin)); // may be empty, also behind a last colon
     }
 
-    const std::string name = words.empty() ? "" : words[0];
+    const std::string & name = words[0];
     size_t used = 1;
     if (name == "elite") {
         m.window        = LLAMA_AIRCACHE_WINDOW_ELITE;
         m.elite_content = false;
         m.elite_last    = false;
         for (; used < words.size(); ++used) {
-            if (words[used] == "content") {
+            if (words[used] == "content" && !m.elite_content) {
                 m.elite_content = true;
-            } else if (words[used] == "last") {
+            } else if (words[used] == "last" && !m.elite_last) {
                 m.elite_last = true;
             } else if (used == 1) {
-                m.alpha = decimal(share("aircache_window", number("aircache_window", words[used])));
+                m.alpha = number("aircache_window", words[used]);
+                if (!(m.alpha > 0 && m.alpha <= 1)) {
+                    refuse("aircache_window", "must have a threshold greater than 0 and at most 1, got '" + words[used] + "'");
+                }
             } else {
                 break;
             }
