@@ -331,36 +331,45 @@ def f32_model(server: Path, folder: Path) -> Path:
     return path
 
 
-def soak(server: Path, requests: int, warm_up: int, slots: int, seed: int = 1) -> dict[str, Any]:
+def soak(
+    server: Path, model: Path, requests: int, warm_up: int, slots: int, seed: int = 1, small: int = 4
+) -> dict[str, Any]:
     """Runs it all.
+
+    Args:
+        server: llama-server.
+        model: the text model, in F32.
+        requests: that count.
+        warm_up: requests before.
+        slots: of the server that is tried.
+        seed: of what is asked.
+        small: cuttings of each page.
 
     Returns:
         Counts of outcomes, wrong ones in words, slots still busy, memory, requests per second.
     """
-    work = Soak()
+    work = Soak(small)
     dice = random.Random(seed)
     jobs = [work.job(dice) for _ in range(warm_up + requests)]
     memory: list[float] = []
 
-    with tempfile.TemporaryDirectory() as folder:
-        model = f32_model(server, Path(folder))
-        with running(server, model, 1) as single:
-            work.learn(single, jobs)
+    with running(server, model, 1) as single:
+        work.learn(single, jobs)
 
-        with running(server, model, slots) as many, ThreadPoolExecutor(slots + 2) as pool:
-            ended = Counter(pool.map(functools.partial(work.run, many), jobs[:warm_up]))
+    with running(server, model, slots) as many, ThreadPoolExecutor(slots + 2) as pool:
+        ended = Counter(pool.map(functools.partial(work.run, many), jobs[:warm_up]))
 
-            def measured(job: Job) -> str:
-                outcome = work.run(many, job)
-                with work.lock:
-                    memory.append(many.rss_mib())
-                return outcome
+        def measured(job: Job) -> str:
+            outcome = work.run(many, job)
+            with work.lock:
+                memory.append(many.rss_mib())
+            return outcome
 
-            started = time.monotonic()
-            ended += Counter(pool.map(measured, jobs[warm_up:]))
-            seconds = time.monotonic() - started
-            busy = many.busy_slots()
-            alive = many.process.poll() is None
+        started = time.monotonic()
+        ended += Counter(pool.map(measured, jobs[warm_up:]))
+        seconds = time.monotonic() - started
+        busy = many.busy_slots()
+        alive = many.process.poll() is None
 
     wrong = {outcome: n for outcome, n in ended.items() if outcome.startswith("wrong")}
     part = max(1, len(memory) // 10)
@@ -397,7 +406,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 
-    result = soak(args.server, args.requests, args.warm_up, args.slots, args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        model = f32_model(args.server, Path(folder))
+        result = soak(args.server, model, args.requests, args.warm_up, args.slots, args.seed)
     flat = result["rss_mib_at_the_end"] <= result["rss_mib_after_the_warm_up"] * FLAT
     print(json.dumps({**result, "memory_flat": flat}, indent=1))
     return 0 if flat and result["server_alive"] and not result["wrong"] and not result["slots_still_busy"] else 1

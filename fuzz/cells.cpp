@@ -351,13 +351,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
                 }
             } break;
             case 10: {
-                call = "keep";
+                call = "keep"; // llama.cpp looks at the sequence's own stream alone
                 llama_memory_seq_keep(m.mem, seq);
-                for (llama_seq_id i = 0; i < N_SEQ; ++i) {
-                    if (i != seq) {
-                        m.seqs[i] = {};
-                    }
-                }
             } break;
             case 11: {
                 call = "shift";

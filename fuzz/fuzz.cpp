@@ -110,8 +110,8 @@ static llama_model * make_model(bool sliding) {
     gguf_set_val_u32(meta, key("embedding_length").c_str(), 64);
     gguf_set_val_u32(meta, key("feed_forward_length").c_str(), 64);
     gguf_set_val_u32(meta, key("block_count").c_str(), sliding ? 6 : 2);
-    gguf_set_val_u32(meta, key("attention.head_count").c_str(), 2);
-    gguf_set_val_u32(meta, key("attention.head_count_kv").c_str(), 1);
+    gguf_set_val_u32(meta, key("attention.head_count").c_str(), 4);
+    gguf_set_val_u32(meta, key("attention.head_count_kv").c_str(), 2);
     gguf_set_val_u32(meta, key("attention.key_length").c_str(), 32);
     gguf_set_val_u32(meta, key("attention.value_length").c_str(), 32);
     gguf_set_val_u32(meta, key("rope.dimension_count").c_str(), 32);
