@@ -77,7 +77,7 @@ static const tensor_info TENSORS[] = {
 static void change_key(gguf_context * meta, fuzz_input & in) {
     const std::string key = gguf_get_key(meta, in.byte() % gguf_get_n_kv(meta));
     switch (in.number(0, 6)) {
-        case 0: gguf_set_val_u32 (meta, key.c_str(), in.any_number()); break;
+        case 0: gguf_set_val_u32 (meta, key.c_str(), in.byte() & 1 ? in.number(1, 64) : in.any_number()); break;
         case 1: gguf_set_val_i32 (meta, key.c_str(), in.any_number()); break;
         case 2: gguf_set_val_f32 (meta, key.c_str(), in.any_share());  break;
         case 3: gguf_set_val_bool(meta, key.c_str(), in.byte() & 1);   break;
@@ -98,7 +98,7 @@ static std::vector<uint8_t> make_file(fuzz_input & in) {
         change_key(meta, in);
     }
 
-    const int changed = in.number(0, 63); // the number of no tensor: none is
+    const int changed = in.number(0, 127); // most often the number of no tensor
     ggml_context * ctx = ggml_init({ 64*ggml_tensor_overhead(), nullptr, true });
     size_t n_bytes = 0;
     int i = 0;
@@ -112,7 +112,7 @@ static std::vector<uint8_t> make_file(fuzz_input & in) {
             if (what == 4) {
                 type = in.byte() & 1 ? GGML_TYPE_F16 : GGML_TYPE_I32;
             } else {
-                info.ne[what] = in.number(1, 80);
+                info.ne[what] = in.byte() & 1 ? in.number(1, 80) : 1 << in.number(0, 7);
             }
         }
         ggml_tensor * tensor = ggml_new_tensor(ctx, type, 4, info.ne);

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import atheris
+import source  # noqa: F401
 
 with atheris.instrument_imports(include=["pyaircache._checks", "pyaircache.window", "pyaircache.method"]):
     import words
@@ -58,8 +59,8 @@ def one_input(data: bytes) -> None:
     fields = ("window", "score", "keys", "pool", "allocation", "merge", "uniform_share", "last_term", "value_norm")
     values = {field: any_value(choices) for field in fields if choices.ConsumeBool()}
     if choices.ConsumeBool():
-        values |= {"score": choices.PickValueInList(SCORES), "keys": choices.PickValueInList(KEYS)}
-        values |= {"allocation": choices.PickValueInList(ALLOCATIONS)}
+        values |= {"score": choices.PickValueInList(list(SCORES)), "keys": choices.PickValueInList(list(KEYS))}
+        values |= {"allocation": choices.PickValueInList(list(ALLOCATIONS))}
     with contextlib.suppress(ArgumentError):
         str(Method(**values))  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 import atheris
+import source  # noqa: F401
 
 with atheris.instrument_imports(include=["pyaircache.images", "PIL"]):
     import numpy as np

@@ -99,10 +99,19 @@ def texts() -> None:
     write("grammar", "lines", b"\n".join(lines))
 
 
+def mmproj() -> None:
+    """A valid file and a picture, and each key with another number or gone."""
+    end = bytes([127, 0, 30, 20])
+    write("mmproj", "valid", bytes([0]) + end)
+    for key in range(16):
+        write("mmproj", f"number-{key}", bytes([1, key, 0, 1, 7]) + end)
+        write("mmproj", f"gone-{key}", bytes([1, key, 4]) + end)
+
+
 if __name__ == "__main__":
     pictures()
     requests()
     texts()
-    write("mmproj", "valid", bytes([0, 255, 0, 30, 20]))
+    mmproj()
     for kind in range(32):
         write("states", f"valid-{kind}", bytes([kind]))
