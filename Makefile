@@ -118,7 +118,8 @@ sanitize-thread: build/tsan/build.ninja build/build.done $(VENV)/tests.done
 # What CI has time for.
 sanitize-quick: build/asan/build.ninja build/build.done $(VENV)/tests.done
 	cmake --build build/asan --target test-aircache fuzz-states fuzz-cells
-	$(PY) fuzz/sanitize.py build/asan tests/native/test_native.py tests/fuzz -k "f16-fa or f16 fa or states or cells"
+	$(PY) fuzz/sanitize.py build/asan tests/native tests/fuzz \
+		-k "test_cpu and f16 and not bf16 and not nofa or states or cells"
 
 fuzz: build/asan/build.ninja build/build.done $(VENV)/fuzz.done
 	@test -n "$(CLANG)" || { echo "make fuzz needs clang (Debian: apt-get install clang llvm)"; exit 1; }
