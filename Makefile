@@ -22,7 +22,8 @@ export CMAKE_ARGS
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # What the libraries are made of. Python files are not in it: they are used where they lie.
-SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock $(wildcard tests/native/*.cpp tests/native/CMakeLists.txt fuzz/*.cpp fuzz/*.h fuzz/CMakeLists.txt) \
+SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock \
+	$(wildcard tests/native/*.cpp tests/native/*.h tests/native/CMakeLists.txt fuzz/*.cpp fuzz/*.h fuzz/CMakeLists.txt) \
 	$(shell find cmake native patches -type f -not -name '*.pyc' 2>/dev/null)
 
 .PHONY: demo test lint build stock quality clean distclean FORCE

@@ -1,4 +1,5 @@
 #include "cache/aircache.h"
+#include "cache/faults.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -16,6 +17,13 @@ llama_aircache::llama_aircache(llama_kv_cache & kv) : kv(kv), zones(kv.n_stream)
         // Device kernels are fast for K lengths that are multiples of 256, so their views start at such a cell and the
         // mask hides the rest. On the CPU every row that is left out is time saved.
         pad.push_back(ggml_backend_buffer_is_host(layer.k->buffer) ? 1 : 256);
+    }
+}
+
+void llama_aircache::attach(llama_context * lctx) {
+    // not the caches inside of other memories: theirs stay without a context
+    if (auto * kv = dynamic_cast<llama_kv_cache *>(lctx->get_memory())) {
+        kv->air_ctx = lctx;
     }
 }
 
@@ -101,54 +109,124 @@ void llama_aircache::sync() {
     }
 }
 
-// does the stream hold a compressed region of this sequence (-1: of any)?
-static bool has_zone(const llama_aircache_zone & zone, const llama_kv_cells & cells, llama_seq_id seq) {
-    return !zone.empty() && !cells.is_empty(zone.cell) && (seq < 0 || cells.seq_has(zone.cell, seq));
+const llama_aircache_zone * llama_aircache::zone_of(uint32_t stream, llama_seq_id seq) const {
+    const auto & zone  = zones[stream];
+    const auto & cells = kv.v_cells[stream];
+
+    const bool holds = !zone.empty() && !cells.is_empty(zone.cell) && (seq < 0 || cells.seq_has(zone.cell, seq));
+
+    return holds ? &zone : nullptr;
 }
 
 bool llama_aircache::can_rm(llama_seq_id seq, llama_pos p0, llama_pos p1) const {
     for (uint32_t s = 0; s < zones.size(); ++s) {
-        const auto & zone  = zones[s];
-        const auto & cells = kv.v_cells[s];
+        const auto * zone = seq < 0 || kv.seq_to_stream[seq] == s ? zone_of(s, seq) : nullptr;
 
-        if ((seq >= 0 && kv.seq_to_stream[seq] != s) || !has_zone(zone, cells, seq) || p0 >= zone.p1) {
+        if (!zone || p0 >= p1 || p0 >= zone->p1) {
             continue;
         }
 
-        const llama_pos pos_min = seq >= 0 ? cells.seq_pos_min(seq) : 0;
-        if (p0 > pos_min || p1 < zone.p1) {
-            return false;
+        for (llama_seq_id cur = 0; cur < (llama_seq_id) kv.n_seq_max; ++cur) {
+            if ((seq >= 0 && cur != seq) || !zone_of(s, cur)) {
+                continue;
+            }
+            // not the first cell's position alone: where the prompt begins with the image, that is the region's last one
+            const llama_pos first = std::min(zone->p0, kv.v_cells[s].seq_pos_min(cur));
+            if (p1 > first && (p0 > first || p1 < zone->p1)) {
+                return false;
+            }
         }
     }
 
     return true;
 }
 
-bool llama_aircache::can_div(llama_seq_id seq, llama_pos p0, llama_pos p1) const {
+bool llama_aircache::can_cp(llama_seq_id seq, llama_pos p0, llama_pos p1) const {
     const uint32_t s = kv.seq_to_stream[seq];
 
-    if (has_zone(zones[s], kv.v_cells[s], seq) && p0 < zones[s].p1 && p1 > zones[s].p0) {
+    const auto * zone = zone_of(s, seq);
+    if (!zone || p0 >= p1 || p0 >= zone->p1 || p1 <= zone->p0) {
+        return true;
+    }
+    if (p0 > std::min(zone->p0, kv.v_cells[s].seq_pos_min(seq)) || p1 < zone->p1) {
+        LLAMA_LOG_ERROR("%s: the range cuts a compressed image, or leaves out the text before it: nothing copied\n", __func__);
+        return false;
+    }
+
+    return true;
+}
+
+template <typename F>
+bool llama_aircache::keeps_sides(llama_seq_id seq, llama_pos p0, llama_pos p1, F && to) const {
+    const uint32_t s = kv.seq_to_stream[seq];
+
+    const auto & zone  = zones[s];
+    const auto & cells = kv.v_cells[s];
+
+    const bool moves = zone_of(s, seq) && p0 <= zone.p0 && p1 >= zone.p1;
+
+    const int64_t z0 = moves ? to(zone.p0) : zone.p0;
+    const int64_t z1 = moves ? z0 + (zone.p1 - zone.p0) : zone.p1;
+
+    const auto side = [](int64_t pos, int64_t z0, int64_t z1) { return pos < z0 ? -1 : pos >= z1; };
+
+    // cells may be shared, so that a change of seq moves those of the sequences that hold the region, too
+    for (llama_seq_id cur = 0; cur < (llama_seq_id) kv.n_seq_max; ++cur) {
+        if (!zone_of(s, cur)) {
+            continue;
+        }
+        for (const auto & [pos, i] : cells.seq_pos_get(cur)) {
+            const int64_t after = pos >= p0 && pos < p1 && cells.seq_has(i, seq) ? to(pos) : pos;
+            if (side(pos, zone.p0, zone.p1) != side(after, z0, z1)) {
+                LLAMA_LOG_ERROR("%s: text would get in among a compressed image, or to its other side: nothing done\n", __func__);
+                return false;
+            }
+        }
+    }
+
+    return true;
+}
+
+bool llama_aircache::can_div(llama_seq_id seq, llama_pos p0, llama_pos p1, int d) const {
+    const auto * zone = zone_of(kv.seq_to_stream[seq], seq);
+
+    if (zone && p0 < zone->p1 && p1 > zone->p0) {
         LLAMA_LOG_ERROR("%s: positions of a compressed image cannot be divided: nothing done\n", __func__);
         return false;
     }
 
-    return true;
+    return d == 0 || keeps_sides(seq, p0, p1, [d](llama_pos pos) { return (int64_t) pos/d; });
 }
 
 bool llama_aircache::can_add(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos shift) {
-    auto & zone = zones[kv.seq_to_stream[seq]];
+    const uint32_t s = kv.seq_to_stream[seq];
 
-    if (!has_zone(zone, kv.v_cells[kv.seq_to_stream[seq]], seq) || p0 >= zone.p1 || p1 <= zone.p0) {
+    if (!zone_of(s, -1) || p0 >= p1) {
         return true;
     }
-    // the region's cells share one shift: all of them or none
-    if (p0 > zone.p0 || p1 < zone.p1 || zone.p0 + shift < 0 || !zone.hidden.empty()) {
-        LLAMA_LOG_ERROR("%s: the range cuts a compressed image: nothing done\n", __func__);
+
+    auto & zone = zones[s];
+
+    const bool overlaps = zone_of(s, seq) && p0 < zone.p1 && p1 > zone.p0;
+
+    if (overlaps) {
+        // the region's cells share one shift: all of them or none
+        if (p0 > zone.p0 || p1 < zone.p1 || !zone.hidden.empty()) {
+            LLAMA_LOG_ERROR("%s: the range cuts a compressed image: nothing done\n", __func__);
+            return false;
+        }
+        if ((int64_t) zone.p0 + shift < 0 || (int64_t) zone.p1 + shift > INT32_MAX) {
+            LLAMA_LOG_ERROR("%s: a compressed image would leave the valid positions: nothing done\n", __func__);
+            return false;
+        }
+    }
+    if (!keeps_sides(seq, p0, p1, [shift](llama_pos pos) { return (int64_t) pos + shift; })) {
         return false;
     }
-
-    zone.p0 += shift;
-    zone.p1 += shift;
+    if (overlaps) {
+        zone.p0 += shift;
+        zone.p1 += shift;
+    }
 
     return true;
 }
@@ -215,7 +293,9 @@ void llama_aircache::observe(llama_seq_id seq, const llama_aircache_span * spans
     }
 
     for (auto & [buft, ctx] : ctxs) {
-        auto * buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft);
+        const llama_aircache_fault_pause others;
+
+        auto * buf = llama_aircache_fault("buffer") ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft);
         if (!buf) {
             throw std::bad_alloc();
         }

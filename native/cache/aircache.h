@@ -25,6 +25,11 @@ class llama_io_write_i;
 // flag in the stream count of a saved state: zones follow (llama_kv_cache::state_write)
 #define LLAMA_AIRCACHE_STATE_FLAG 0x80000000u
 
+// can a cell restored from a saved state stand there? Others would be taken for empty, or end in an overflow.
+inline bool llama_aircache_pos_valid(llama_pos pos) {
+    return pos >= 0 && pos < INT32_MAX/2;
+}
+
 // why a call is refused; carries an enum llama_aircache_status to the C border
 struct llama_aircache_failure : std::runtime_error {
     int32_t status;
@@ -47,7 +52,8 @@ struct llama_aircache_zone {
 
     bool empty() const { return start.empty(); }
 
-    void write(llama_io_write_i & io, uint32_t n_layer) const;
+    // one record of a saved state; an empty zone is written and read as such (native/cache/zone.cpp)
+    void write(llama_io_write_i & io) const;
     void read (llama_io_read_i  & io, uint32_t n_layer);
 };
 
@@ -57,6 +63,9 @@ public:
 
     // why this cache cannot be compressed; "" if it can
     static std::string unsupported(llama_context * lctx);
+
+    // lets the context's cache know its context, if it is of the kind that can be compressed; others refuse saved zones
+    static void attach(llama_context * lctx);
 
     // the cache's instance, made at first use; null (and reason set) when unsupported
     static llama_aircache * get(llama_context * lctx, std::string & reason);
@@ -68,10 +77,12 @@ public:
     // drop zones whose cells are gone
     void sync();
 
-    // false: the range would cut a compressed region or leave it without the text before it
+    // false: the range would cut a compressed region or leave it without the text before it. seq: -1 for all sequences.
+    // All but can_rm log the reason, as their callers have no way to report it.
     bool can_rm (llama_seq_id seq, llama_pos p0, llama_pos p1) const;
-    bool can_div(llama_seq_id seq, llama_pos p0, llama_pos p1) const;
-    bool can_add(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos shift);
+    bool can_cp (llama_seq_id seq, llama_pos p0, llama_pos p1) const;
+    bool can_div(llama_seq_id seq, llama_pos p0, llama_pos p1, int d) const;
+    bool can_add(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos shift); // moves the region's limits along
 
     void copy_stream(uint32_t s0, uint32_t s1);
 
@@ -82,7 +93,19 @@ public:
 
     const llama_aircache_zone & zone(uint32_t stream) const { return zones[stream]; }
 
-    static bool restore(llama_kv_cache & kv, const llama_kv_cache::slot_info & sinfo, const llama_aircache_zone & zone);
+    // the compressed region that the sequence holds (-1: that any holds); null: none
+    const llama_aircache_zone * zone_of(uint32_t stream, llama_seq_id seq) const;
+
+    // will a state of the sequence (-1: of all) hold a zone?
+    bool saves(llama_seq_id seq) const;
+
+    // of a stream's part of such a state; read_zone throws when the cache cannot be compressed
+    void write_zone(llama_io_write_i & io, uint32_t stream, llama_seq_id seq) const;
+
+    static llama_aircache_zone read_zone(llama_kv_cache & kv, llama_io_read_i & io);
+
+    // takes over a zone, if there is one, whose cells were just restored; throws when it does not fit them
+    static void restore(llama_kv_cache & kv, const llama_kv_cache::slot_info & sinfo, llama_aircache_zone zone);
 
     //
     // observation
@@ -139,15 +162,22 @@ public:
         std::vector<uint32_t> start;             // [n_layer]
         std::vector<uint32_t> common;            // source cells of [end, n_cells)
         uint32_t end = 0;
+
+        // what commit() puts in place
+        llama_kv_cells      table;
+        llama_aircache_zone zone;
     };
 
     // throws llama_aircache_failure when the stream cannot be compressed
     layout plan(llama_seq_id seq, const int32_t * budgets, const int32_t * kept, double merge_share) const;
 
-    // rewrite the table after the rows were moved
-    void commit(llama_seq_id seq, const layout & lay);
+    // puts table and zone in place after the rows were moved; the observation ends
+    void commit(llama_seq_id seq, layout && lay) noexcept;
 
-    // mask-only mode: hide instead of move
+    // removes the sequence after its rows were moved in part: what the table says of it is no longer true
+    void drop(llama_seq_id seq);
+
+    // mask-only mode: hide instead of move; the observation ends. Nothing has changed when it throws.
     void hide(llama_seq_id seq, const int32_t * budgets, const int32_t * kept);
 
     //
@@ -161,6 +191,7 @@ public:
     bool     seq_valid(llama_seq_id seq) const { return seq >= 0 && (uint32_t) seq < kv.n_seq_max; }
 
     uint32_t n_stream() const { return kv.n_stream; }
+    uint32_t n_cells()  const { return kv.get_size(); }
 
     // one stream of a layer: [n_embd, n_cells]
     ggml_tensor * k(uint32_t ikv, uint32_t stream) const { return kv.layers[ikv].k_stream[stream]; }
@@ -178,6 +209,13 @@ public:
     ggml_backend_sched_ptr sched;
 
 private:
+    // would the text stay on its side of the stream's region if the cells of seq at [p0, p1) went to the positions to(pos)?
+    template <typename F>
+    bool keeps_sides(llama_seq_id seq, llama_pos p0, llama_pos p1, F && to) const;
+
+    // the table that belongs to a layout, whose survivors all stand where `last` does
+    llama_kv_cells make_table(llama_seq_id seq, const layout & lay, uint32_t last) const;
+
     llama_kv_cache & kv;
 
     std::vector<llama_aircache_zone> zones; // [n_stream]

@@ -2,6 +2,7 @@
 #include "llama-aircache.h"
 
 #include "cache/aircache.h"
+#include "cache/faults.h"
 #include "graph/aircache-run.h"
 #include "llama-arch.h"
 #include "llama-context.h"
@@ -16,21 +17,20 @@
 #include <new>
 #include <stdexcept>
 
-static thread_local std::string last_error;
+// no std::string: to report that memory is out must not take any
+static thread_local char last_error[512];
 
 __attribute__((format(printf, 2, 3)))
-static int32_t fail(int32_t status, const char * fmt, ...) {
-    char buf[512];
+static int32_t fail(int32_t status, const char * fmt, ...) noexcept {
     va_list args;
     va_start(args, fmt);
-    vsnprintf(buf, sizeof(buf), fmt, args);
+    vsnprintf(last_error, sizeof(last_error), fmt, args);
     va_end(args);
-    last_error = buf;
     return status;
 }
 
 template <typename F>
-static int32_t guarded(F && f) {
+static int32_t guarded(F && f) noexcept {
     try {
         return f();
     } catch (const llama_aircache_failure & e) {
@@ -47,7 +47,7 @@ static int32_t guarded(F && f) {
 }
 
 const char * llama_aircache_error(void) {
-    return last_error.c_str();
+    return last_error;
 }
 
 // value in [lo, hi], and where open_lo not lo itself
@@ -123,9 +123,13 @@ static llama_aircache * open_observed(llama_context * ctx, llama_seq_id seq, int
         return nullptr;
     }
     if (air) {
-        // nothing may be in flight, and shifts and stream copies that wait are applied first
-        ctx->synchronize();
-        ctx->memory_update(false);
+        {
+            const llama_aircache_fault_pause others;
+
+            // nothing may be in flight, and shifts and stream copies that wait are applied first
+            ctx->synchronize();
+            ctx->memory_update(false);
+        }
 
         n_visual = air->cells(seq).visual.size();
         if (n_visual == 0) {
@@ -147,6 +151,8 @@ int32_t llama_aircache_supported(llama_context * ctx) {
 int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
         const llama_aircache_method * method, const uint8_t * is_template) {
     return guarded([&] {
+        const llama_aircache_fault_scope faults;
+
         const auto m = method ? *method : llama_aircache_method_default();
         check(&m);
 
@@ -163,6 +169,10 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
             if (spans[i].p0 < before || spans[i].p1 <= spans[i].p0) {
                 return fail(LLAMA_AIRCACHE_ARGUMENT, "span %d is [%d, %d): spans must be ascending and not empty", i, spans[i].p0, spans[i].p1);
             }
+        }
+        if (const auto * zone = air->zone_of(air->stream(seq), seq); zone && spans[0].p0 < zone->p1) {
+            return fail(LLAMA_AIRCACHE_ARGUMENT, "span 0 is [%d, %d), but the positions before %d belong to an image that is compressed "
+                    "already, or to the text before it: remove the sequence first", spans[0].p0, spans[0].p1, zone->p1);
         }
         if (pos_end <= spans[n_spans - 1].p1) {
             return fail(LLAMA_AIRCACHE_ARGUMENT, "the prompt ends at %d, within or right behind its last image: it must end in text", pos_end);
@@ -195,6 +205,8 @@ int32_t llama_aircache_dims(llama_context * ctx, llama_seq_id seq, int32_t * n_l
 int32_t llama_aircache_score(llama_context * ctx, llama_seq_id seq, const llama_aircache_method * method,
         float * scores, uint8_t * observers, double * alive) {
     return guarded([&] {
+        const llama_aircache_fault_scope faults;
+
         check(method);
 
         int32_t n_visual;
@@ -214,6 +226,9 @@ int32_t llama_aircache_score(llama_context * ctx, llama_seq_id seq, const llama_
 static int32_t check_scores(const float * scores, int32_t n_layer, int32_t n_visual) {
     if (!scores || n_layer < 1 || n_visual < 1) {
         return fail(LLAMA_AIRCACHE_ARGUMENT, "scores must be [n_layer >= 1, n_visual >= 1], got [%d, %d]", n_layer, n_visual);
+    }
+    if ((int64_t) n_layer*n_visual > INT32_MAX) {
+        return fail(LLAMA_AIRCACHE_ARGUMENT, "scores [%d, %d] are more than %d", n_layer, n_visual, INT32_MAX);
     }
     for (size_t i = 0; i < (size_t) n_layer*n_visual; ++i) {
         if (!(scores[i] >= 0.0f && std::isfinite(scores[i]))) {
@@ -279,6 +294,8 @@ int32_t llama_aircache_select(const float * scores, int32_t n_layer, int32_t n_v
 
 int32_t llama_aircache_evict(llama_context * ctx, llama_seq_id seq, const int32_t * budgets, const int32_t * kept, double merge, bool mask_only) {
     return guarded([&] {
+        const llama_aircache_fault_scope faults;
+
         check_range("merge", merge, 0, mask_only ? 0 : 1);
 
         int32_t n_visual;
@@ -306,24 +323,21 @@ int32_t llama_aircache_evict(llama_context * ctx, llama_seq_id seq, const int32_
         air->check_complete(seq);
 
         if (cur - kept == (ptrdiff_t) air->n_layer()*n_visual) {
-            // everything is kept: leave the cache, and with it every bit of what follows, as it is
+            air->forget(seq); // everything is kept: leave the cache, and with it every bit of what follows, as it is
         } else if (mask_only) {
             air->hide(seq, budgets, kept);
         } else {
-            const auto lay = air->plan(seq, budgets, kept, merge);
+            auto lay = air->plan(seq, budgets, kept, merge);
             try {
                 llama_aircache_run_evict(ctx, *air, seq, lay);
-            } catch (const std::bad_alloc &) {
-                throw; // nothing has moved yet
-            } catch (...) {
-                // some rows may have moved: what the table says of the sequence is no longer true
-                air->forget(seq);
-                llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1);
+            } catch (const llama_aircache_failure & e) {
+                if (e.status == LLAMA_AIRCACHE_COMPUTE) {
+                    air->drop(seq); // some rows may have moved; whatever else is thrown, none has
+                }
                 throw;
             }
-            air->commit(seq, lay);
+            air->commit(seq, std::move(lay));
         }
-        air->forget(seq);
         return status;
     });
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <type_traits>
 
 //
 // cells
@@ -72,6 +73,9 @@ llama_aircache::layout llama_aircache::plan(llama_seq_id seq, const int32_t * bu
     if (!zone.hidden.empty()) {
         throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the sequence holds a mask-only compression");
     }
+    if (table.get_has_shift()) {
+        throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "a shift of positions waits and could not be applied");
+    }
 
     std::vector<uint8_t> drop(table.size(), 0);
     for (const auto & c : visual) {
@@ -129,24 +133,29 @@ llama_aircache::layout llama_aircache::plan(llama_seq_id seq, const int32_t * bu
         kept += budgets[l];
     }
 
+    res.table = make_table(seq, res, visual.back().i);
+
+    const auto & obs = *observers.at(seq);
+
+    res.zone.p0    = zone.empty() ? obs.spans.front().p0 : zone.p0;
+    res.zone.p1    = obs.spans.back().p1;
+    res.zone.start = res.start;
+    res.zone.end   = res.end;
+    res.zone.cell  = 0;
+
     return res;
 }
 
-void llama_aircache::commit(llama_seq_id seq, const layout & lay) {
-    const uint32_t s = kv.seq_to_stream[seq];
+llama_kv_cells llama_aircache::make_table(llama_seq_id seq, const layout & lay, uint32_t last) const {
+    const auto & table = kv.v_cells[kv.seq_to_stream[seq]];
 
-    auto & table = kv.v_cells[s];
-
-    const auto & obs  = *observers.at(seq);
-    const auto   last = cells(seq).visual.back().i;
-
-    llama_kv_cells fresh;
-    fresh.resize(table.size());
+    llama_kv_cells res;
+    res.resize(table.size());
 
     const auto put = [&](uint32_t dst, uint32_t src) {
-        fresh.pos_set(dst, table.pos_get(src));
-        fresh.ext_set(dst, table.ext_get(src));
-        fresh.seq_add(dst, seq);
+        res.pos_set(dst, table.pos_get(src));
+        res.ext_set(dst, table.ext_get(src));
+        res.seq_add(dst, seq);
     };
 
     for (uint32_t i = 0; i < lay.end; ++i) {
@@ -156,29 +165,42 @@ void llama_aircache::commit(llama_seq_id seq, const layout & lay) {
         put(lay.end + i, lay.common[i]);
     }
 
-    auto & zone = zones[s];
+    return res;
+}
 
-    zone.p0    = zone.empty() ? obs.spans.front().p0 : zone.p0;
-    zone.p1    = obs.spans.back().p1;
-    zone.start = lay.start;
-    zone.end   = lay.end;
-    zone.cell  = 0;
+void llama_aircache::commit(llama_seq_id seq, layout && lay) noexcept {
+    static_assert(std::is_nothrow_move_assignable_v<llama_kv_cells> && std::is_nothrow_move_assignable_v<llama_aircache_zone>);
 
-    table = std::move(fresh);
+    const uint32_t s = kv.seq_to_stream[seq];
+
+    kv.v_cells[s] = std::move(lay.table);
     kv.v_heads[s] = lay.end + lay.common.size();
 
+    zones[s] = std::move(lay.zone);
+
+    forget(seq);
     version++;
 }
 
-void llama_aircache::hide(llama_seq_id seq, const int32_t * budgets, const int32_t * kept) {
-    auto & zone = zones[kv.seq_to_stream[seq]];
+void llama_aircache::drop(llama_seq_id seq) {
+    forget(seq);
+    kv.seq_rm(seq, -1, -1);
+}
 
-    if (!zone.empty() && zone.hidden.empty()) {
+void llama_aircache::hide(llama_seq_id seq, const int32_t * budgets, const int32_t * kept) {
+    const uint32_t s = kv.seq_to_stream[seq];
+
+    if (!zones[s].empty() && zones[s].hidden.empty()) {
         throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the sequence was compressed by moving before: mask-only cannot follow");
+    }
+    if (!zones[s].empty() && !zone_of(s, seq)) {
+        throw llama_aircache_failure(LLAMA_AIRCACHE_UNSUPPORTED, "another sequence of this cache stream is compressed");
     }
 
     const auto & obs    = *observers.at(seq);
     const auto   visual = cells(seq).visual;
+
+    auto zone = zones[s];
 
     zone.p0   = zone.empty() ? obs.spans.front().p0 : zone.p0;
     zone.p1   = obs.spans.back().p1;
@@ -198,5 +220,8 @@ void llama_aircache::hide(llama_seq_id seq, const int32_t * budgets, const int32
         }
     }
 
+    zones[s] = std::move(zone);
+
+    forget(seq);
     version++;
 }

@@ -1,5 +1,6 @@
 #include "graph/aircache-run.h"
 
+#include "cache/faults.h"
 #include "llama-context.h"
 
 #include <algorithm>
@@ -69,22 +70,47 @@ void llama_aircache_graph::output(ggml_tensor * t) {
 }
 
 void llama_aircache_graph::run() {
+    const llama_aircache_fault_pause others;
+
     auto * sched = get_sched(lctx, air, ggml_graph_size(cgraph));
 
-    if (!ggml_backend_sched_alloc_graph(sched, cgraph)) {
+    if (llama_aircache_fault("graph") || !ggml_backend_sched_alloc_graph(sched, cgraph)) {
+        air.sched.reset(); // its allocator is left without buffers
         throw std::bad_alloc();
     }
     for (const auto & [t, data] : inputs) {
+        if (llama_aircache_fault("set")) {
+            throw std::bad_alloc();
+        }
         ggml_backend_tensor_set(t, data.data(), 0, data.size());
     }
-    if (ggml_backend_sched_graph_compute(sched, cgraph) != GGML_STATUS_SUCCESS) {
-        throw std::runtime_error("a backend failed to compute the graph");
+    compute(sched);
+}
+
+// whatever a backend does when it fails, the caller must be able to tell this from what fails before
+void llama_aircache_graph::compute(ggml_backend_sched_t sched) {
+    const char * why = "a backend failed to compute the graph";
+
+    ggml_status status = GGML_STATUS_FAILED;
+    try {
+        status = ggml_backend_sched_graph_compute(sched, cgraph);
+    } catch (const std::bad_alloc &) {
+        why = "a backend ran out of memory while it computed the graph";
+    } catch (const std::exception &) {
+        // as if it had returned its status
+    }
+    if (status != GGML_STATUS_SUCCESS || llama_aircache_fault("compute")) {
+        air.sched.reset();
+        throw llama_aircache_failure(LLAMA_AIRCACHE_COMPUTE, why);
     }
 }
 
 std::vector<std::vector<float>> llama_aircache_graph::read(const std::vector<ggml_tensor *> & outs) {
     std::vector<std::vector<float>> res;
     for (auto * t : outs) {
+        if (llama_aircache_fault("get")) {
+            throw std::runtime_error("a backend failed to return a result");
+        }
         res.emplace_back(ggml_nelements(t));
         ggml_backend_tensor_get(t, res.back().data(), 0, ggml_nbytes(t));
     }

@@ -15,7 +15,8 @@ public:
     ggml_tensor * input_f32(const std::vector<float> & data, int64_t ne0, int64_t ne1);
     void          output(ggml_tensor * t);
 
-    // allocates, uploads and computes; throws std::bad_alloc or std::runtime_error
+    // allocates, uploads and computes; throws std::bad_alloc before it computes, and a llama_aircache_failure with
+    // LLAMA_AIRCACHE_COMPUTE from then on
     void run();
 
     // outputs after run()
@@ -26,6 +27,7 @@ public:
 
 private:
     ggml_tensor * input(ggml_tensor * t, const void * data);
+    void          compute(ggml_backend_sched_t sched);
 
     llama_context  * lctx;
     llama_aircache & air;

@@ -1,4 +1,5 @@
-"""Small random language models of kinds whose cache cannot be compressed, written as GGUF with the bundled tokenizer.
+"""Small random language models, written as GGUF with the bundled tokenizer: of kinds whose cache cannot be compressed,
+and "qwen3", a plain one.
 
 What they say means nothing; that they run and how they are refused is the point. All are 128 wide, so that the
 projector of tiny_internvl fits each.
@@ -23,7 +24,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def save(kind: str, out: Path, seed: int = 0) -> Path:
-    """Writes a model: "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid) or "lfm2-swa" (both)."""
+    """Writes a model: "qwen3", "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid) or "lfm2-swa" (both)."""
     architecture = kind.partition("-")[0]
     writer = gguf.GGUFWriter(out, architecture)
     writer.add_block_count(LAYERS)
@@ -59,6 +60,16 @@ def _gemma3(writer: gguf.GGUFWriter, kind: str) -> Shapes:
     for i in range(LAYERS):
         shapes |= _attention(i) | _mlp(i)
         shapes |= {f"blk.{i}.post_attention_norm.weight": (WIDTH,), f"blk.{i}.post_ffw_norm.weight": (WIDTH,)}
+    return shapes
+
+
+def _qwen3(writer: gguf.GGUFWriter, kind: str) -> Shapes:
+    writer.add_head_count_kv(HEADS_KV)
+    writer.add_key_length(HEAD)
+    writer.add_value_length(HEAD)
+    shapes = _ends("output_norm")
+    for i in range(LAYERS):
+        shapes |= _attention(i) | _mlp(i)
     return shapes
 
 
@@ -105,7 +116,7 @@ def _mamba(writer: gguf.GGUFWriter, kind: str) -> Shapes:
     return shapes
 
 
-_MAKERS = {"gemma3": _gemma3, "lfm2": _lfm2, "mamba": _mamba}
+_MAKERS = {"gemma3": _gemma3, "lfm2": _lfm2, "mamba": _mamba, "qwen3": _qwen3}
 
 
 def _ends(norm: str) -> Shapes:

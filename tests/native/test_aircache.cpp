@@ -1,183 +1,5 @@
-// Tests of llama-aircache.h on a real model, without images: any run of tokens can be declared visual.
-//
-//   test-aircache MODEL.gguf CASE [CACHE_TYPE [fa|nofa [RPC_SERVER]]]     exit code 0: passed
-//
-// Driven by tests/native/test_native.py, one process a case.
-
-#include "llama-aircache.h"
-
-#include "llama-cpp.h"
-
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <map>
-#include <numeric>
-#include <string>
-#include <vector>
-
-#define CHECK(cond) do { if (!(cond)) { fprintf(stderr, "%s:%d: %s failed (%s)\n", __FILE__, __LINE__, #cond, llama_aircache_error()); exit(1); } } while (0)
-
-static llama_model * model;
-static ggml_type     type_kv = GGML_TYPE_F16;
-static bool          flash   = true;
-
-using tokens = std::vector<llama_token>;
-
-static llama_context_ptr context(uint32_t n_seq = 1, bool unified = false, uint32_t n_ctx = 1024) {
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx           = n_ctx*n_seq;
-    params.n_batch         = 256;
-    params.n_ubatch        = 64; // prompts span several graphs
-    params.n_seq_max       = n_seq;
-    params.kv_unified      = unified;
-    params.n_threads       = 1; // the model is tiny: more threads would only wait for each other
-    params.n_threads_batch = 1;
-    params.type_k          = type_kv;
-    params.type_v          = type_kv;
-    params.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    llama_context_ptr res(llama_init_from_model(model, params));
-    CHECK(res);
-    return res;
-}
-
-static tokens random_tokens(int n, int seed) {
-    const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
-    tokens res(n);
-    uint32_t x = 12345 + seed;
-    for (auto & t : res) {
-        x = x*1664525 + 1013904223;
-        t = (x >> 8) % std::min(n_vocab, 250);
-    }
-    return res;
-}
-
-struct part { llama_seq_id seq; llama_pos pos; tokens toks; };
-
-// decodes parts of several sequences in one batch; logits of each part's last token
-static std::vector<std::vector<float>> decode(llama_context * ctx, const std::vector<part> & parts) {
-    size_t n = 0;
-    for (const auto & p : parts) {
-        n += p.toks.size();
-    }
-    llama_batch batch = llama_batch_init(n, 0, 1);
-    std::vector<int> outs;
-    for (const auto & p : parts) {
-        for (size_t i = 0; i < p.toks.size(); ++i) {
-            const int j = batch.n_tokens++;
-            batch.token[j] = p.toks[i];
-            batch.pos[j] = p.pos + i;
-            batch.n_seq_id[j] = 1;
-            batch.seq_id[j][0] = p.seq;
-            batch.logits[j] = i + 1 == p.toks.size();
-        }
-        outs.push_back(batch.n_tokens - 1);
-    }
-    CHECK(llama_decode(ctx, batch) == 0);
-    llama_batch_free(batch);
-
-    const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
-    std::vector<std::vector<float>> res;
-    for (const int i : outs) {
-        const float * l = llama_get_logits_ith(ctx, i);
-        res.emplace_back(l, l + n_vocab);
-    }
-    return res;
-}
-
-static std::vector<float> decode(llama_context * ctx, llama_seq_id seq, llama_pos pos, const tokens & toks) {
-    return decode(ctx, { { seq, pos, toks } })[0];
-}
-
-static llama_token argmax(const std::vector<float> & l) {
-    return std::max_element(l.begin(), l.end()) - l.begin();
-}
-
-static float max_diff(const std::vector<float> & a, const std::vector<float> & b) {
-    float res = 0;
-    for (size_t i = 0; i < a.size(); ++i) {
-        res = std::max(res, std::fabs(a[i] - b[i]));
-    }
-    return res;
-}
-
-// The rows are the same, but summed in another order: F16 sums in llama.cpp's flash attention on the CPU, and what later
-// tokens write to the cache is rounded to its type. The bounds are those of tests/engine/test_modes.py, with the same model.
-static float tolerance() {
-    if (ggml_is_quantized(type_kv)) {
-        return 0.3f;
-    }
-    if (flash || type_kv == GGML_TYPE_BF16) {
-        return 5e-2f;
-    }
-    return type_kv == GGML_TYPE_F32 ? 1e-4f : 1e-2f;
-}
-
-// prefix text, 90 "visual" tokens, question
-static const llama_aircache_span SPAN = { 11, 101, 10 };
-static const int N_PROMPT = 131;
-
-static tokens prompt(int seed = 0) { return random_tokens(N_PROMPT, seed); }
-
-struct result { std::vector<float> scores; std::vector<int32_t> budgets; std::vector<int32_t> kept; };
-
-static llama_aircache_method method_named(const char * name, double keep) {
-    llama_aircache_method res;
-    CHECK(llama_aircache_method_by_name(name, &res) == 0);
-    res.keep = keep;
-    return res;
-}
-
-static result compress(llama_context * ctx, llama_seq_id seq, const llama_aircache_method & method, bool mask_only) {
-    int32_t n_layer, n_visual, n_text;
-    CHECK(llama_aircache_dims(ctx, seq, &n_layer, &n_visual, &n_text) == 0);
-
-    result res;
-    res.scores.resize(n_layer*n_visual);
-    res.budgets.resize(n_layer);
-    std::vector<double> alive(n_layer);
-    CHECK(llama_aircache_score(ctx, seq, &method, res.scores.data(), nullptr, alive.data()) == 0);
-    CHECK(llama_aircache_allocate(&method, res.scores.data(), alive.data(), n_layer, n_visual, res.budgets.data(), nullptr, nullptr) == 0);
-    res.kept.resize(std::accumulate(res.budgets.begin(), res.budgets.end(), 0));
-    CHECK(llama_aircache_select(res.scores.data(), n_layer, n_visual, res.budgets.data(), method.rank, res.kept.data()) == 0);
-    CHECK(llama_aircache_evict(ctx, seq, res.budgets.data(), res.kept.data(), method.merge, mask_only) == 0);
-    return res;
-}
-
-static result compress(llama_context * ctx, llama_seq_id seq, double keep, bool mask_only) {
-    return compress(ctx, seq, method_named("aircache", keep), mask_only);
-}
-
-static std::vector<float> prefill(llama_context * ctx, llama_seq_id seq, int seed = 0, const llama_aircache_method * method = nullptr) {
-    CHECK(llama_aircache_observe(ctx, seq, &SPAN, 1, N_PROMPT, method, nullptr) == 0);
-    return decode(ctx, seq, 0, prompt(seed));
-}
-
-// greedy tokens from pos on, and the logits of each step
-static std::vector<std::vector<float>> generate(llama_context * ctx, llama_seq_id seq, llama_pos pos, llama_token first, int n) {
-    std::vector<std::vector<float>> res;
-    llama_token cur = first;
-    for (int i = 0; i < n; ++i) {
-        res.push_back(decode(ctx, seq, pos + i, { cur }));
-        cur = argmax(res.back());
-    }
-    return res;
-}
-
-static void check_same(const std::vector<std::vector<float>> & a, const std::vector<std::vector<float>> & b) {
-    CHECK(a.size() == b.size());
-    for (size_t i = 0; i < a.size(); ++i) {
-        if (max_diff(a[i], b[i]) > tolerance()) {
-            fprintf(stderr, "step %zu: logits differ by %g\n", i, max_diff(a[i], b[i]));
-            exit(1);
-        }
-        // the same token, but for a tie within the tolerance
-        CHECK(argmax(a[i]) == argmax(b[i]) || a[i][argmax(a[i])] - a[i][argmax(b[i])] <= tolerance());
-    }
-}
+// Tests of llama-aircache.h on a real model: what is kept, moved, masked, observed.
+#include "harness.h"
 
 //
 // cases
@@ -542,50 +364,20 @@ static void budget_rules() {
     CHECK(llama_aircache_allocate(&method, nan.data(), nullptr, 3, 10, budgets, st, sk) == LLAMA_AIRCACHE_ARGUMENT);
 }
 
-int main(int argc, char ** argv) {
-    const std::map<std::string, std::function<void()>> cases = {
-        { "moved_equals_masked", moved_equals_masked }, { "evicted_cells_are_not_seen", evicted_cells_are_not_seen },
-        { "keep_one_is_exact", keep_one_is_exact }, { "cells_are_freed", cells_are_freed }, { "graphs_are_reused", graphs_are_reused },
-        { "region_is_atomic", region_is_atomic }, { "second_image", second_image }, { "streams", streams },
-        { "state_round_trip", state_round_trip }, { "methods", methods }, { "rounded_views", rounded_views }, { "merging", merging }, { "observation_is_passive", observation_is_passive }, { "refusals", refusals }, { "budget_rules", budget_rules },
-    };
-
-    if (argc == 2 && strcmp(argv[1], "--list") == 0) {
-        for (const auto & [name, fn] : cases) {
-            printf("%s\n", name.c_str());
-        }
-        return 0;
-    }
-    if (argc < 3 || !cases.count(argv[2])) {
-        fprintf(stderr, "usage: %s MODEL.gguf CASE [CACHE_TYPE [fa|nofa [RPC_SERVER]]]\n", argv[0]);
-        return 2;
-    }
-
-    ggml_backend_load_all();
-    llama_backend_init();
-    llama_log_set([](ggml_log_level level, const char * text, void *) { if (level >= GGML_LOG_LEVEL_ERROR) { fputs(text, stderr); } }, nullptr);
-
-    for (const ggml_type t : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
-        if (argc > 3 && strcmp(argv[3], ggml_type_name(t)) == 0) {
-            type_kv = t;
-        }
-    }
-    flash = argc <= 4 || strcmp(argv[4], "nofa") != 0;
-    if (argc > 5) {
-        auto * reg = ggml_backend_reg_by_name("RPC");
-        CHECK(reg);
-        auto * add = (ggml_backend_reg_t (*)(const char *)) ggml_backend_reg_get_proc_address(reg, "ggml_backend_rpc_add_server");
-        auto * server = add(argv[5]);
-        CHECK(server);
-        ggml_backend_register(server);
-    }
-
-    llama_model_params params = llama_model_default_params();
-    params.n_gpu_layers = -1;
-    llama_model_ptr owner(llama_model_load_from_file(argv[1], params));
-    CHECK(owner);
-    model = owner.get();
-
-    cases.at(argv[2])();
-    return 0;
-}
+cases cases_of_aircache = {
+    { "moved_equals_masked", moved_equals_masked },
+    { "evicted_cells_are_not_seen", evicted_cells_are_not_seen },
+    { "keep_one_is_exact", keep_one_is_exact },
+    { "cells_are_freed", cells_are_freed },
+    { "graphs_are_reused", graphs_are_reused },
+    { "region_is_atomic", region_is_atomic },
+    { "second_image", second_image },
+    { "streams", streams },
+    { "state_round_trip", state_round_trip },
+    { "methods", methods },
+    { "rounded_views", rounded_views },
+    { "merging", merging },
+    { "observation_is_passive", observation_is_passive },
+    { "refusals", refusals },
+    { "budget_rules", budget_rules },
+};
