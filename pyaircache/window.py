@@ -191,7 +191,7 @@ class Pool:
             return None
         kind, _, size = str(text).partition(":")
         first, by, second = size.partition("x")
-        if kind in _POOLS and re.fullmatch("[0-9]{1,9}", first) and second == (first if by else ""):
+        if kind in _POOLS and re.fullmatch("[0-9]{1,8}", first) and second == (first if by else ""):
             return Pool(kind, int(first), grid=bool(by))
         raise ArgumentError(f"pool {text!r}: must be of the form max:N, avg:N, max:NxN, avg:NxN (on the grid) or none")
 
@@ -208,15 +208,15 @@ class Pool:
         return {"pool": _POOLS[self.kind], "pool_size": self.size, "pool_2d": self.grid}
 
 
-# int and float also take white space, signs, underscores and the digits of other scripts, which llama-server does not.
+# int and float also take white space, underscores and the digits of other scripts, which llama-server does not.
 def _digits(word: str) -> int:
-    if not re.fullmatch("[0-9]+", word):
+    if not re.fullmatch("[0-9]{1,8}", word):
         raise ValueError(word)
     return int(word)
 
 
 def _decimal(word: str) -> float:
-    if not re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word):
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word):
         raise ValueError(word)
     return float(word)
 

@@ -1,6 +1,6 @@
 #include "aircache-params.h"
 
-#include <cctype>
+#include <cmath>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
@@ -40,12 +40,11 @@ static float share(const char * field, double value) {
     return res;
 }
 
-// std::stod also takes white space in front, signs, hexadecimal numbers, "nan" and "inf"
 static double number(const char * field, const std::string & text) {
     try {
         size_t n;
         const double res = std::stod(text, &n);
-        if (n == text.size() && text.find_first_not_of("0123456789.eE+-") == std::string::npos && (isdigit(text[0]) || text[0] == '.')) {
+        if (n == text.size()) {
             return res;
         }
     } catch (const std::exception &) {
@@ -67,7 +66,7 @@ std::string common_aircache_methods() {
 
 static int32_t window_size(const std::string & text) {
     const double res = number("aircache_window", text);
-    if (!(res >= 1 && res <= 65536 && text.find_first_not_of("0123456789") == std::string::npos)) {
+    if (!(res >= 1 && res <= 65536 && res == std::floor(res))) {
         refuse("aircache_window", "must observe a whole number of tokens from 1 to 65536, got '" + text + "'");
     }
     return res;
@@ -75,11 +74,12 @@ static int32_t window_size(const std::string & text) {
 
 static void parse_window(const std::string & text, llama_aircache_method & m) {
     std::vector<std::string> words;
-    for (size_t begin = 0; begin <= text.size(); begin += words.back().size() + 1) {
-        words.push_back(text.substr(begin, text.find(':', begin) - begin)); // may be empty, also behind a last colon
+    std::istringstream in(text);
+    for (std::string word; std::getline(in, word, ':'); ) {
+        words.push_back(word);
     }
 
-    const std::string & name = words[0];
+    const std::string name = words.empty() ? "" : words[0];
     size_t used = 1;
     if (name == "elite") {
         m.window        = LLAMA_AIRCACHE_WINDOW_ELITE;
@@ -90,10 +90,10 @@ static void parse_window(const std::string & text, llama_aircache_method & m) {
                 m.elite_content = true;
             } else if (words[used] == "last" && !m.elite_last) {
                 m.elite_last = true;
-            } else if (used == 1) {
+            } else if (used == 1) { // the very number that Python reads, not rounded as those of flags are
                 m.alpha = number("aircache_window", words[used]);
                 if (!(m.alpha > 0 && m.alpha <= 1)) {
-                    refuse("aircache_window", "must have a threshold greater than 0 and at most 1, got '" + words[used] + "'");
+                    refuse("aircache_window", "must have a threshold greater than 0 and at most 1");
                 }
             } else {
                 break;
