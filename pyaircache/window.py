@@ -191,7 +191,7 @@ class Pool:
             return None
         kind, _, size = str(text).partition(":")
         first, by, second = size.partition("x")
-        if kind in _POOLS and re.fullmatch("[0-9]{1,8}", first) and second == (first if by else ""):
+        if kind in _POOLS and re.fullmatch("[0-9]{1,9}", first) and second == (first if by else ""):
             return Pool(kind, int(first), grid=bool(by))
         raise ArgumentError(f"pool {text!r}: must be of the form max:N, avg:N, max:NxN, avg:NxN (on the grid) or none")
 
