@@ -3,6 +3,7 @@
 
 #include "picture.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace aircache_pictures {
@@ -16,7 +17,7 @@ public:
 
     size_t pos = 0;
 
-    size_t   left() const { return data.size() - pos; }
+    size_t   left() const { return data.size() - std::min(pos, data.size()); }
     uint8_t  u8()   { return take(1)[0]; }
     uint16_t be16() { const uint16_t hi = u8(); return hi << 8 | u8(); }
     uint32_t be32() { const uint32_t hi = be16(); return hi << 16 | be16(); }
@@ -24,7 +25,7 @@ public:
     uint32_t le32() { const uint32_t lo = le16(); return lo | (uint32_t) le16() << 16; }
 
     std::string_view take(size_t n) {
-        if (n > left()) {
+        if (pos > data.size() || n > left()) {
             refuse(format, "is cut: it ends before the picture does");
         }
         pos += n;

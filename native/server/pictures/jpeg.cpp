@@ -30,7 +30,7 @@ struct component {
     const huffman * dc;
     const huffman * ac;
     bool seen = false;
-    uint64_t whole = 0; // progressive: a bit for each coefficient that is known to its last bit
+    int8_t unknown[64]; // lowest bits of each coefficient that are still to come, 0: it is whole; -1: all of it
 };
 
 class bits {
@@ -153,9 +153,13 @@ private:
 void walker::walk() {
     in.take(2);
     while (true) {
-        while (in.u8() != 0xff) { // some cameras leave bytes between the segments
+        int marker = 0;
+        while (marker == 0) { // some encoders leave zeros between the segments
+            marker = in.u8();
         }
-        int marker = in.u8();
+        if (marker != 0xff) {
+            refuse(JPEG, "is damaged: a segment does not end where it should");
+        }
         while (marker == 0xff) {
             marker = in.u8();
         }
@@ -201,7 +205,8 @@ void walker::walk() {
         if (!c.seen || !quantized[c.tq]) {
             refuse(JPEG, "is damaged: a colour is missing");
         }
-        if (~c.whole) { // decoders smooth such a picture, each in its own way
+        if (std::any_of(std::begin(c.unknown), std::end(c.unknown), [](int8_t n) { return n != 0; })) {
+            // decoders smooth such a picture, each in its own way
             refuse(JPEG, "is cut: its details are missing");
         }
     }
@@ -213,13 +218,17 @@ void walker::walk() {
 void walker::read_app(int marker, std::string_view data) {
     const std::string_view exif("Exif\0\0", 6);
     const std::string_view xmp("http://ns.adobe.com/xap/1.0/\0", 29);
+    if ((marker == 0xe0 && data.substr(0, 4) == "JFIF" && (data.size() < 14 || data[4])) ||
+        (marker == 0xee && data.substr(0, 5) == "Adobe" && (data.size() < 12 || data[5]))) {
+        refuse(JPEG, "is damaged: it does not say clearly which colours it has");
+    }
     if (marker == 0xe0 && data.substr(0, 4) == "JFIF") {
         jfif = true;
     } else if (marker == 0xe1 && data.substr(0, exif.size()) == exif) {
         meta.exif += meta.exif.empty() ? data : data.substr(exif.size());
     } else if (marker == 0xe1 && data.substr(0, xmp.size()) == xmp) {
         meta.xmp = data.substr(xmp.size());
-    } else if (marker == 0xee && data.size() >= 12 && data.substr(0, 5) == "Adobe") {
+    } else if (marker == 0xee && data.substr(0, 5) == "Adobe") {
         adobe = (uint8_t) data[11];
     }
 }
@@ -242,6 +251,7 @@ void walker::read_frame(reader c) {
     components.resize(n);
     std::string ids;
     for (auto & k : components) {
+        std::fill(std::begin(k.unknown), std::end(k.unknown), -1);
         k.id = c.u8();
         const int hv = c.u8();
         k.h  = hv >> 4;
@@ -269,7 +279,7 @@ void walker::read_frame(reader c) {
         }
     }
     // where decoders do not agree about the colours
-    if ((n == 4 && adobe < 0) || (ids == "RGB" && (jfif || adobe > 0))) {
+    if ((n == 4 && adobe != 0 && adobe != 2) || (n == 3 && adobe > 1) || (ids == "RGB" && (jfif || adobe > 0))) {
         refuse(JPEG, "does not say which colours its channels are, send it as RGB");
     }
 }
@@ -294,6 +304,9 @@ void walker::read_huffman(reader c) {
             t.shift[length] = (int32_t) n - code;
             for (int i = 0; i < count; ++i, ++code) {
                 t.values[n] = c.u8();
+                if ((which >> 4 ? t.values[n] & 15 : t.values[n]) > (which >> 4 ? 10 : 11)) { // bits of a value
+                    refuse(JPEG, "is damaged: a table makes no sense");
+                }
                 for (int fill = 0; length <= 8 && fill < 1 << (8 - length); ++fill) {
                     t.fast[(code << (8 - length)) + fill] = { (uint8_t) length, t.values[n] };
                 }
@@ -330,7 +343,7 @@ void walker::read_scan(reader c) {
     }
     const bool with_dc = s.ss == 0;
     const bool with_ac = s.se > 0;
-    if (n < 1 || n > 4 || s.ss > s.se || s.se > 63 || (progressive && with_dc && with_ac) || (!with_dc && n > 1) || ++n_scans > MAX_SCANS) {
+    if (n < 1 || n > 4 || s.ss > s.se || s.se > 63 || (progressive && ((with_dc && with_ac) || s.al > 13 || (s.ah && s.al != s.ah - 1))) || (!with_dc && n > 1) || ++n_scans > MAX_SCANS) {
         refuse(JPEG, "is damaged: a scan makes no sense");
     }
     for (auto * k : s.components) {
@@ -338,8 +351,11 @@ void walker::read_scan(reader c) {
             refuse(JPEG, "is damaged: a table is missing");
         }
         k->seen |= with_dc;
-        for (int i = s.ss; i <= s.se && s.al == 0; ++i) {
-            k->whole |= 1ull << i;
+        for (int i = s.ss; i <= s.se; ++i) {
+            if (progressive && k->unknown[i] != (s.ah ? s.ah : -1)) {
+                refuse(JPEG, "is damaged: its scans do not follow upon each other");
+            }
+            k->unknown[i] = s.al;
         }
     }
     walk_scan(s);
