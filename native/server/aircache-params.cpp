@@ -1,7 +1,6 @@
 #include "aircache-params.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <iterator>
 #include <sstream>
@@ -73,8 +72,9 @@ std::string common_aircache_methods() {
 //
 
 static int32_t window_size(const std::string & text) {
-    const double res = number("aircache_window", text);
-    if (!(res >= 1 && res <= 65536 && res == std::floor(res))) {
+    const bool digits = !text.empty() && text.size() < 9 && text.find_first_not_of("0123456789") == std::string::npos;
+    const int  res    = digits ? std::stoi(text) : 0;
+    if (res < 1 || res > 65536) {
         refuse("aircache_window", "must observe a whole number of tokens from 1 to 65536, got '" + common_aircache_shown(text) + "'");
     }
     return res;
@@ -94,9 +94,9 @@ static void parse_window(const std::string & text, llama_aircache_method & m) {
         m.elite_content = false;
         m.elite_last    = false;
         for (; used < words.size(); ++used) {
-            if (words[used] == "content") {
+            if (words[used] == "content" && !m.elite_content) {
                 m.elite_content = true;
-            } else if (words[used] == "last") {
+            } else if (words[used] == "last" && !m.elite_last) {
                 m.elite_last = true;
             } else if (used == 1) {
                 m.alpha = decimal(share("aircache_window", number("aircache_window", words[used])));

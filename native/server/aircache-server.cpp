@@ -245,6 +245,16 @@ void server_aircache_sum_usage(common_json & answers, const std::vector<std::uni
     }
 }
 
+void server_aircache_sum_usage(server_task_result & result, int32_t & n_decoded, bool is_last) {
+    auto * res = dynamic_cast<server_task_result_cmpl_final *>(&result);
+    if (!res || res->generation_params.n_cmpl <= 1 || !res->include_usage) {
+        return;
+    }
+    n_decoded += res->n_decoded;
+    res->n_decoded     = n_decoded;
+    res->include_usage = is_last;
+}
+
 //
 // observe, compress
 //

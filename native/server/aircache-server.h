@@ -97,6 +97,9 @@ bool server_aircache_truncate(const common_memory & mem, llama_seq_id seq, llama
 // Several answers to a request of the OpenAI kind become one, answers[0]: usage and timings of all of them in it.
 void server_aircache_sum_usage(common_json & answers, const std::vector<std::unique_ptr<server_task_result>> & results);
 
+// The same for streamed ones: the usage of all stands in the last of them. n_decoded: of those before it.
+void server_aircache_sum_usage(server_task_result & result, int32_t & n_decoded, bool is_last);
+
 // The prompt that a slot is decoding.
 class server_aircache_observer {
 public:

@@ -138,7 +138,9 @@ def png(
     return file + before + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 
-KINDS = [(0, d) for d in (1, 2, 4, 8, 16)] + [(3, d) for d in (1, 2, 4, 8)] + [(c, d) for c in (2, 4, 6) for d in (8, 16)]
+KINDS = (
+    [(0, d) for d in (1, 2, 4, 8, 16)] + [(3, d) for d in (1, 2, 4, 8)] + [(c, d) for c in (2, 4, 6) for d in (8, 16)]
+)
 
 
 @pytest.mark.parametrize(("color", "depth"), KINDS)
@@ -220,7 +222,9 @@ def test_gif(dump: Dump, laced: int) -> None:
         if mode != "RGBA":
             image = image.convert("P")
             assert agree(dump, saved(image, "GIF", interlace=laced, transparency=image.getpixel((0, 0))))
-    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, [120, 150], dtype=np.uint8))  # fills the LZW table
+    noise = Image.fromarray(
+        np.random.default_rng(1).integers(0, 256, [120, 150], dtype=np.uint8)
+    )  # fills the LZW table
     assert agree(dump, saved(noise, "GIF", interlace=laced))
     frames = [picture(12, 10, seed=i) for i in range(3)]
     assert agree(dump, saved(frames[0], "GIF", save_all=True, append_images=frames[1:]))

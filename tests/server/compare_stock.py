@@ -28,7 +28,13 @@ MODELS = ROOT / "pyaircache" / "models" / "pages-vl"
 FILES = ["basic", "metrics", "security", "sleep", "ignore_eos", "kv_keep_only_active", "template", "tokenize"]
 FILES += ["completion", "slot_save", "ctx_shift"]
 
-NEEDS = ["filelock", "openai", "pytest", "requests", "wget"]  # modules that are imported there; packages of the same names
+NEEDS = [
+    "filelock",
+    "openai",
+    "pytest",
+    "requests",
+    "wget",
+]  # modules that are imported there; packages of the same names
 
 # Loaded by pytest in llama.cpp's test folder: presets that need no download.
 PLUGIN = """

@@ -237,7 +237,9 @@ def test_other_addresses_survive_pictures(server: Server, fresh: Fresh, pages: l
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA*A"}}
     messages = [{"role": "user", "content": [part]}]
     for value in (picture, [part], messages, [picture, picture], 3, None):
-        body = {name: value for name in ("content", "prompt", "input", "messages", "query", "documents", "input_prefix")}
+        body = {
+            name: value for name in ("content", "prompt", "input", "messages", "query", "documents", "input_prefix")
+        }
         assert server.http.post(path, json=body).status_code in range(200, 502)
     assert server.text(pages[0].ask()) == fresh(pages[0].ask(), 0.1)
 
@@ -247,10 +249,51 @@ def test_other_addresses_survive_pictures(server: Server, fresh: Fresh, pages: l
 FIELDS = ["aircache_keep", "aircache_method", "aircache_alpha", "aircache_window", "aircache_allocation"]
 LONG = "elite" + ":content" * 300_000
 WRONG_TYPES: list[Any] = [True, False, [], [0.5], {}, {"keep": 0.5}]
-WRONG_NUMBERS: list[Any] = [0, -0.0, -1, 1e-320, 1.0000001, 2, 1e308, -1e308, 2**63, 2**64, -(2**63), "0.5", "nan", "", "x" * 10**6]
-WRONG_TEXTS: list[Any] = [0, 0.5, "", " ", "nan", "ELITE ", "\x00", "é", "last:", "last:0", "last:-1", "last:1e9", "last:1.5", "last:nan"]
-WRONG_TEXTS += ["last:0x10", "last: 3", "last:3:3", "visual:65537", "elite:0", "elite:inf", "elite:2", "elite:1e-400", "elite::"]
-WRONG_TEXTS += ["text:3", "all:3", ":", "::::", "last:" + "9" * 10**6, LONG, "x" * 10**6]
+WRONG_NUMBERS: list[Any] = [
+    0,
+    -0.0,
+    -1,
+    1e-320,
+    1.0000001,
+    2,
+    1e308,
+    -1e308,
+    2**63,
+    2**64,
+    -(2**63),
+    "0.5",
+    "nan",
+    "",
+    "x" * 10**6,
+]
+WRONG_TEXTS: list[Any] = [
+    0,
+    0.5,
+    "",
+    " ",
+    "nan",
+    "ELITE ",
+    "\x00",
+    "é",
+    "last:",
+    "last:0",
+    "last:-1",
+    "last:1e9",
+    "last:1.5",
+    "last:nan",
+]
+WRONG_TEXTS += [
+    "last:0x10",
+    "last: 3",
+    "last:3:3",
+    "visual:65537",
+    "elite:0",
+    "elite:inf",
+    "elite:2",
+    "elite:1e-400",
+    "elite::",
+]
+WRONG_TEXTS += ["last:1e3", "elite:last:last", "text:3", "all:3", ":", "::::", "last:" + "9" * 10**6, LONG, "x" * 10**6]
 
 
 def test_wrong_values_of_fields(server: Server, fresh: Fresh, pages: list[Page]) -> None:
@@ -265,8 +308,36 @@ def test_wrong_values_of_fields(server: Server, fresh: Fresh, pages: list[Page])
 def test_any_values_of_fields(server: Server, fresh: Fresh, pages: list[Page]) -> None:
     """Whatever is put together: an answer, or a 400 that names a field."""
     rng = random.Random(1)
-    words = ["elite", "last", "text", "visual", "all", "content", "weighted", "0.5", "1", "32", "65536", "1e-6", "x", ""]
-    names = ["aircache", "snapkv", "h2o", "vlcache", "random", "stride", "last", "full", "uniform", "prefix", "vl", "best"]
+    words = [
+        "elite",
+        "last",
+        "text",
+        "visual",
+        "all",
+        "content",
+        "weighted",
+        "0.5",
+        "1",
+        "32",
+        "65536",
+        "1e-6",
+        "x",
+        "",
+    ]
+    names = [
+        "aircache",
+        "snapkv",
+        "h2o",
+        "vlcache",
+        "random",
+        "stride",
+        "last",
+        "full",
+        "uniform",
+        "prefix",
+        "vl",
+        "best",
+    ]
     seen = set()
     for _ in range(150):
         body: dict[str, Any] = {}
@@ -308,9 +379,17 @@ def test_all_answers_are_counted(server: Server, pages: list[Page]) -> None:
     assert three.usage.total_tokens == three.usage.prompt_tokens + three.usage.completion_tokens
     assert three.model_extra["timings"]["predicted_n"] == three.usage.completion_tokens
 
-    prompts = {"prompt": ["A page", "Another page, with more words"], "max_tokens": 5, "n": 2, "ignore_eos": True}
-    usage = server.http.post("/v1/completions", json=prompts).json()["usage"]
-    alone = [server.http.post("/v1/completions", json={**prompts, "prompt": p}).json()["usage"] for p in prompts["prompt"]]
+    streamed = server.ask(pages[0].ask(), seed=1, n=3, stream=True, stream_options={"include_usage": True})
+    (usage,) = [chunk.usage for chunk in streamed if chunk.usage]
+    assert usage == three.usage
+
+
+def test_all_answers_to_several_prompts_are_counted(launch: Launch) -> None:
+    body = {"max_tokens": 5, "n": 2, "ignore_eos": True}
+    prompts = ["A page", "Another page, with more words"]
+    with launch("--no-mmproj", slots=2) as server:
+        usage = server.http.post("/v1/completions", json={**body, "prompt": prompts}).json()["usage"]
+        alone = [server.http.post("/v1/completions", json={**body, "prompt": p}).json()["usage"] for p in prompts]
     assert usage["completion_tokens"] == 2 * 2 * 5
     assert usage["prompt_tokens"] == sum(u["prompt_tokens"] for u in alone)
 
@@ -326,7 +405,9 @@ def test_timings_of_responses_and_messages(server: Server, pages: list[Page]) ->
     content = [{"type": "image", "source": source}, {"type": "text", "text": page.question}]
     bodies["/v1/messages"] = {"messages": [{"role": "user", "content": content}], "max_tokens": 12}
     for path, body in bodies.items():
-        got = server.http.post(path, json={**body, "temperature": 0, "aircache_keep": 0.3}).json()["timings"]["aircache"]
+        got = server.http.post(path, json={**body, "temperature": 0, "aircache_keep": 0.3}).json()["timings"][
+            "aircache"
+        ]
         for name in ("visual_tokens", "kept_tokens", "keep", "method"):
             assert got[name] == want[name], (path, name)
 
@@ -378,14 +459,15 @@ def test_a_later_turn_without_memory(failing: Callable[..., Any], fresh: Fresh, 
 def test_a_prompt_that_is_lost_fails_alone(failing: Callable[..., Any], fresh: Fresh, pages: list[Page]) -> None:
     first, second = pages[:2]
     with failing("lost", 2, 3, slots=3) as server:
-        assert server.text(second.ask()) == fresh(second.ask(), 0.1)
-        endless = {"max_tokens": 200, "extra_body": {"ignore_eos": True}}
-        with server.ask(second.ask(), stream=True, **endless) as beside:  # goes on beside the failure
-            next(iter(beside))
-        for more in ({}, {"n": 2}):  # the second is lost with the answer that waits for its prompt
-            body = {"messages": first.ask(), **PLAIN, **more}
-            res = server.http.post("/v1/chat/completions", json=body)
-            assert res.status_code == 500 and "a test" in res.json()["error"]["message"]
+        endless = {"max_tokens": 400, "extra_body": {"ignore_eos": True}}
+        with server.ask(second.ask(), stream=True, **endless) as beside:  # goes on beside the failures
+            stream = iter(beside)
+            next(stream)
+            for more in ({}, {"n": 2}):  # the second is lost with the answer that waits for its prompt
+                body = {"messages": first.ask(), **PLAIN, **more}
+                res = server.http.post("/v1/chat/completions", json=body)
+                assert res.status_code == 500 and "a test" in res.json()["error"]["message"]
+            assert list(stream)[-1].choices[0].finish_reason == "length"
         server.wait_idle()
         for _ in range(2):
             assert server.text(first.ask()) == fresh(first.ask(), 0.1)
