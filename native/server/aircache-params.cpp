@@ -1,7 +1,8 @@
 #include "aircache-params.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <sstream>
 #include <stdexcept>
 #include <tuple>
@@ -21,6 +22,12 @@ static const struct { const char * name; llama_aircache_allocation value; } ALLO
     throw std::invalid_argument(std::string(field) + " " + why);
 }
 
+std::string common_aircache_shown(const std::string & text) {
+    std::string res = text.substr(0, 80);
+    std::replace_if(res.begin(), res.end(), [](unsigned char c) { return c < 32 || c > 126; }, '?');
+    return text.size() > res.size() ? res + "..." : res;
+}
+
 static std::string to_text(double value) {
     std::ostringstream res;
     res << value;
@@ -33,23 +40,23 @@ static double decimal(float value) {
 }
 
 static float share(const char * field, double value) {
-    const float res = value;
-    if (!(value > 0.0 && value <= 1.0 && res > 0.0f)) {
+    if (!(value > 0.0 && value <= 1.0 && (float) value > 0.0f)) {
         refuse(field, "must be greater than 0 and at most 1, got " + to_text(value));
     }
-    return res;
+    return value;
 }
 
 static double number(const char * field, const std::string & text) {
     try {
         size_t n;
         const double res = std::stod(text, &n);
-        if (n == text.size()) {
+        const char * digits = "+-.0123456789eE"; // no inf, nan, 0x10 or white space
+        if (n == text.size() && text.find_first_not_of(digits) == std::string::npos) {
             return res;
         }
     } catch (const std::exception &) {
     }
-    refuse(field, "must be a number, got '" + text + "'");
+    refuse(field, "must be a number, got '" + common_aircache_shown(text) + "'");
 }
 
 std::string common_aircache_methods() {
@@ -65,9 +72,10 @@ std::string common_aircache_methods() {
 //
 
 static int32_t window_size(const std::string & text) {
-    const double res = number("aircache_window", text);
-    if (!(res >= 1 && res <= 65536 && res == std::floor(res))) {
-        refuse("aircache_window", "must observe a whole number of tokens from 1 to 65536, got '" + text + "'");
+    const bool digits = !text.empty() && text.size() < 9 && text.find_first_not_of("0123456789") == std::string::npos;
+    const int  res    = digits ? std::stoi(text) : 0;
+    if (res < 1 || res > 65536) {
+        refuse("aircache_window", "must observe a whole number of tokens from 1 to 65536, got '" + common_aircache_shown(text) + "'");
     }
     return res;
 }
@@ -111,8 +119,8 @@ static void parse_window(const std::string & text, llama_aircache_method & m) {
     } else {
         used = 0;
     }
-    if (used == 0 || used != words.size()) {
-        refuse("aircache_window", "must be elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N] or all, got '" + text + "'");
+    if (used == 0 || used != words.size() || text.back() == ':') {
+        refuse("aircache_window", "must be elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N] or all, got '" + common_aircache_shown(text) + "'");
     }
 }
 
@@ -152,7 +160,7 @@ void common_params_aircache::set_alpha(double value) {
 void common_params_aircache::set_method(const std::string & value) {
     llama_aircache_method m;
     if (llama_aircache_method_by_name(value.c_str(), &m) != LLAMA_AIRCACHE_OK) {
-        refuse("aircache_method", "must be one of " + common_aircache_methods() + ", got '" + value + "'");
+        refuse("aircache_method", "must be one of " + common_aircache_methods() + ", got '" + common_aircache_shown(value) + "'");
     }
     method = value;
 }
@@ -172,7 +180,37 @@ void common_params_aircache::set_allocation(const std::string & value) {
         }
         known += (known.empty() ? "" : ", ") + std::string(a.name);
     }
-    refuse("aircache_allocation", "must be one of " + known + ", got '" + value + "'");
+    refuse("aircache_allocation", "must be one of " + known + ", got '" + common_aircache_shown(value) + "'");
+}
+
+void common_params_aircache::set_request_fields(const std::string & value) {
+    uint32_t res = 0;
+    std::istringstream in(value == "none" ? "" : value);
+    for (std::string word; std::getline(in, word, ','); ) {
+        const size_t i = std::find_if(std::begin(COMMON_AIRCACHE_FIELDS), std::end(COMMON_AIRCACHE_FIELDS), [&](const char * field) {
+            return "aircache_" + word == field;
+        }) - std::begin(COMMON_AIRCACHE_FIELDS);
+        if (i < std::size(COMMON_AIRCACHE_FIELDS)) {
+            res |= 1u << i;
+        } else if (value == "all") {
+            res = ~0u;
+        } else {
+            refuse("aircache_request_fields", "must be all, none, or some of keep,method,alpha,window,allocation, got '" +
+                common_aircache_shown(value) + "'");
+        }
+    }
+    if (value.empty()) {
+        refuse("aircache_request_fields", "must be all, none, or some of keep,method,alpha,window,allocation, got nothing");
+    }
+    request_fields = res;
+}
+
+void common_params_aircache::check_allowed(const std::string & field) const {
+    for (size_t i = 0; i < std::size(COMMON_AIRCACHE_FIELDS); ++i) {
+        if (field == COMMON_AIRCACHE_FIELDS[i] && !(request_fields >> i & 1)) {
+            refuse(field.c_str(), "cannot be set by requests to this server (--aircache-request-fields)");
+        }
+    }
 }
 
 void common_params_aircache::set(const std::string & field, const std::string & value) {
@@ -181,6 +219,7 @@ void common_params_aircache::set(const std::string & field, const std::string & 
     else if (field == "aircache_method")     { set_method(value); }
     else if (field == "aircache_window")     { set_window(value); }
     else if (field == "aircache_allocation") { set_allocation(value); }
+    else if (field == "aircache_request_fields") { set_request_fields(value); }
     else                                     { refuse(field.c_str(), "does not exist"); }
 }
 
@@ -209,4 +248,26 @@ llama_aircache_method common_params_aircache::resolve() const {
 bool common_params_aircache::operator==(const common_params_aircache & other) const {
     const auto tie = [](const common_params_aircache & p) { return std::tie(p.keep, p.method, p.alpha, p.window, p.allocation); };
     return tie(*this) == tie(other);
+}
+
+//
+// flags
+//
+
+const common_aircache_flag & common_aircache_get_flag(size_t i) {
+    static const common_aircache_flag FLAGS[COMMON_AIRCACHE_N_FLAGS] = {
+        { "aircache_keep", "--aircache-keep", "LLAMA_ARG_AIRCACHE_KEEP", "SHARE",
+            "share of an image's KV cells to keep once the prompt is decoded, in (0, 1] (default: 1, keep all)" },
+        { "aircache_method", "--aircache-method", "LLAMA_ARG_AIRCACHE_METHOD", "NAME",
+            "how the kept cells are chosen: " + common_aircache_methods() + " (default: aircache)" },
+        { "aircache_alpha", "--aircache-alpha", "LLAMA_ARG_AIRCACHE_ALPHA", "A",
+            "threshold of the elite window, in (0, 1] (default: the method's, 0.9)" },
+        { "aircache_window", "--aircache-window", "LLAMA_ARG_AIRCACHE_WINDOW", "WINDOW",
+            "tokens that rate the cells: elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N], all (default: the method's)" },
+        { "aircache_allocation", "--aircache-allocation", "LLAMA_ARG_AIRCACHE_ALLOCATION", "NAME",
+            "how layers share the kept cells: strength+skewness, uniform, pyramid, strength, skewness, prefix, vl (default: the method's)" },
+        { "aircache_request_fields", "--aircache-request-fields", "LLAMA_ARG_AIRCACHE_REQUEST_FIELDS", "LIST",
+            "which of keep,method,alpha,window,allocation a request may set as aircache_...: names with commas, all or none (default: all)" },
+    };
+    return FLAGS[i];
 }

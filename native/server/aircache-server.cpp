@@ -1,6 +1,7 @@
 #include "aircache-server.h"
 
 #include "server-common.h"
+#include "server-task.h"
 
 #include "aircache-mtmd.h"
 #include "common.h"
@@ -46,6 +47,7 @@ void server_aircache_check(const common_params & params, const common_params_air
 }
 
 void server_aircache_read(common_params_aircache & params, const std::string & field, const common_json & value) {
+    params.check_allowed(field);
     if (field == "aircache_keep" || field == "aircache_alpha") {
         if (!value.is_number()) {
             throw std::invalid_argument("must be a number");
@@ -199,30 +201,87 @@ server_aircache_stats server_aircache_continued(const server_prompt_aircache & c
     return res;
 }
 
+bool server_aircache_truncate(const common_memory & mem, llama_seq_id seq, llama_pos p0) {
+    try {
+        mem.seq_rm(seq, p0, -1);
+        return true;
+    } catch (const std::exception & e) {
+        LOG_WRN("slot %d: %s\n", seq, e.what());
+        return false;
+    }
+}
+
+void server_aircache_sum_usage(common_json & answers, const std::vector<std::unique_ptr<server_task_result>> & results) {
+    const auto result = [&](size_t i) -> const server_task_result_cmpl_final & {
+        return static_cast<const server_task_result_cmpl_final &>(*results[i]);
+    };
+    const size_t n_same = std::max(1, result(0).generation_params.n_cmpl); // answers to each prompt, one after another
+
+    auto stats = result(0).stats;
+    stats.n_gen = stats.n_prompt_processed = stats.n_prompt_cached = 0;
+    int64_t n_prompt  = 0;
+    int64_t n_decoded = 0;
+    int64_t n_cached  = 0;
+    for (size_t i = 0; i < results.size(); ++i) {
+        const auto & r = result(i);
+        n_decoded        += r.n_decoded;
+        stats.n_gen      += r.stats.n_gen;
+        stats.t_gen_last  = std::max(stats.t_gen_last, r.stats.t_gen_last);
+        if (i % n_same == 0) {
+            n_prompt += r.n_prompt_tokens;
+            n_cached += r.n_prompt_tokens_cache;
+            stats.n_prompt_processed += r.stats.n_prompt_processed;
+            stats.n_prompt_cached    += r.stats.n_prompt_cached;
+        }
+    }
+    answers[0]["usage"] = common_json {
+        {"completion_tokens", n_decoded},
+        {"prompt_tokens",     n_prompt},
+        {"total_tokens",      n_decoded + n_prompt},
+        {"prompt_tokens_details", common_json { {"cached_tokens", n_cached} }},
+    };
+    if (stats.is_set()) {
+        answers[0]["timings"] = stats.to_json();
+    }
+}
+
+void server_aircache_sum_usage(server_task_result & result, int32_t & n_decoded, bool is_last) {
+    auto * res = dynamic_cast<server_task_result_cmpl_final *>(&result);
+    if (!res || res->generation_params.n_cmpl <= 1 || !res->include_usage) {
+        return;
+    }
+    n_decoded += res->n_decoded;
+    res->n_decoded     = n_decoded;
+    res->include_usage = is_last;
+}
+
 //
 // observe, compress
 //
 
-bool server_aircache_observer::observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx,
+void server_aircache_observer::observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx,
         const server_tokens & prompt, size_t n_past, const common_params_aircache & wanted) {
-    const auto images = observing ? std::vector<media>() : list_wanted(prompt, n_past, wanted);
+    const bool done   = observing || !error.empty();
+    const auto images = done ? std::vector<media>() : list_wanted(prompt, n_past, wanted);
     if (images.empty()) {
-        return true;
+        return;
     }
 
-    std::vector<llama_aircache_span> spans;
-    for (const auto & image : images) {
-        const llama_pos p0 = prompt.pos_next(image.idx);
-        spans.push_back({ p0, p0 + mtmd_input_chunk_get_n_pos(image.chunk), aircache_token_grid(mctx, image.chunk).first });
-    }
-    const auto method      = wanted.resolve();
-    const auto is_template = find_template(llama_model_get_vocab(llama_get_model(ctx)), prompt, images);
+    try {
+        std::vector<llama_aircache_span> spans;
+        for (const auto & image : images) {
+            const llama_pos p0 = prompt.pos_next(image.idx);
+            spans.push_back({ p0, p0 + mtmd_input_chunk_get_n_pos(image.chunk), aircache_token_grid(mctx, image.chunk).first });
+        }
+        const auto method      = wanted.resolve();
+        const auto is_template = find_template(llama_model_get_vocab(llama_get_model(ctx)), prompt, images);
 
-    observing = llama_aircache_observe(ctx, seq, spans.data(), spans.size(), prompt.pos_next(), &method, is_template.data()) == LLAMA_AIRCACHE_OK;
-    if (!observing) {
-        LOG_ERR("slot %d: its prompt cannot be observed: %s\n", seq, llama_aircache_error());
+        check(llama_aircache_observe(ctx, seq, spans.data(), spans.size(), prompt.pos_next(), &method, is_template.data()));
+        observing = true;
+    } catch (const std::exception & e) {
+        error = e.what();
+        LOG_ERR("slot %d: its images are not compressed: %s\n", seq, error.c_str());
     }
-    return observing;
 }
 
 // budgets and kept cells; returns the number of kept cells in all layers
@@ -246,13 +305,13 @@ std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observe
     const int64_t t_start = llama_time_us();
 
     server_prompt_aircache res = before;
-    std::string error;
-    try {
+    bool lost = false;
+    if (observing) try {
         int32_t n_layer;
         int32_t n_visual;
         check(llama_aircache_dims(ctx, seq, &n_layer, &n_visual, nullptr));
         const size_t n_kept = choose_and_evict(ctx, seq, wanted.resolve(), n_layer, n_visual);
-        observing = false;
+        observing = false; // the eviction has ended it
 
         llama_aircache_seq_stats stats;
         check(llama_aircache_stats(ctx, seq, &stats));
@@ -266,8 +325,8 @@ std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observe
         res.kv_bytes_cell = stats.kv_bytes_cell;
     } catch (const std::exception & e) {
         error = e.what();
+        lost  = llama_memory_seq_pos_max(llama_get_memory(ctx), seq) < 0; // in the middle of the moves: nothing is left
         LOG_ERR("slot %d: its images are not compressed: %s\n", seq, error.c_str());
-        end(ctx, seq);
         res = before;
     }
 
@@ -276,6 +335,8 @@ std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observe
     timings.method = wanted.method;
     timings.ms     = (llama_time_us() - t_start)/1000.0;
     timings.error  = error;
+    timings.lost   = lost;
+    end(ctx, seq);
     return { res, timings };
 }
 
@@ -284,6 +345,7 @@ void server_aircache_observer::end(llama_context * ctx, llama_seq_id seq) {
         llama_aircache_clear(ctx, seq);
         observing = false;
     }
+    error.clear();
 }
 
 //

@@ -15,12 +15,15 @@
 #include <atomic>
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+struct common_memory;
 struct common_params;
+struct server_task_result;
 struct server_tokens;
 
 // Why no request can be compressed by this server, naming the option that is in the way; empty: they can.
@@ -63,6 +66,7 @@ struct server_aircache_stats {
     int64_t kv_bytes  = 0;
     std::string method;
     std::string error;     // why nothing was compressed although it was asked for
+    bool    lost      = false; // and the slot's cells are gone: the request cannot be answered
 
     common_json to_json() const;
 };
@@ -86,18 +90,29 @@ struct server_aircache_metrics {
 size_t server_aircache_reusable(const server_tokens & cached, const server_prompt_aircache & compressed,
         const server_tokens & prompt, const common_params_aircache & wanted);
 
+// Removes a sequence's cells from position p0 on, in the draft model's memory as well. false: it is compressed and cannot
+// be cut there.
+bool server_aircache_truncate(const common_memory & mem, llama_seq_id seq, llama_pos p0);
+
+// Several answers to a request of the OpenAI kind become one, answers[0]: usage and timings of all of them in it.
+void server_aircache_sum_usage(common_json & answers, const std::vector<std::unique_ptr<server_task_result>> & results);
+
+// The same for streamed ones: the usage of all stands in the last of them. n_decoded: of those before it.
+void server_aircache_sum_usage(server_task_result & result, int32_t & n_decoded, bool is_last);
+
 // The prompt that a slot is decoding.
 class server_aircache_observer {
 public:
-    bool active() const { return observing; }
+    // compress() has something to do, or to say
+    bool active() const { return observing || !error.empty(); }
 
     // Call before an image at n_past is decoded. Does nothing when the prompt is observed already, or nothing is wanted.
-    // false: it failed, which is logged.
-    bool observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx,
+    // When it fails, the prompt goes on uncompressed and compress() reports the error.
+    void observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx,
             const server_tokens & prompt, size_t n_past, const common_params_aircache & wanted);
 
-    // Call when the last token of the prompt is decoded. Chooses and moves; on failure nothing has changed.
-    // before: of the slot's prompt. Returns what to put in its place, and the timings.
+    // Call when the last token of the prompt is decoded. Chooses and moves; on failure nothing has changed, unless the
+    // timings say that all is lost. before: of the slot's prompt. Returns what to put in its place, and the timings.
     std::pair<server_prompt_aircache, server_aircache_stats> compress(llama_context * ctx, llama_seq_id seq,
             size_t n_tokens, const server_prompt_aircache & before, const common_params_aircache & wanted);
 
@@ -106,6 +121,7 @@ public:
 
 private:
     bool observing = false;
+    std::string error; // of observe
 };
 
 // timings of a request that continues a compressed prompt and has no new images

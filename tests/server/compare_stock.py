@@ -6,11 +6,14 @@ Four columns: unpatched, ours, ours with LLAMA_ARG_AIRCACHE_KEEP=1.0, and with 0
 given the bundled model, so tests that expect another model's numbers fail, in all columns alike. With --mmproj every
 server gets the projector too, so that in the last column compression is on for these text-only requests; tests that
 start with --kv-unified and several slots then fail there, because that is refused.
+
+llama.cpp's tests need packages that ours do not; what is missing is named, with the command that installs it.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -24,6 +27,14 @@ TESTS = ROOT / "vendor" / "llama.cpp" / "tools" / "server" / "tests"
 MODELS = ROOT / "pyaircache" / "models" / "pages-vl"
 FILES = ["basic", "metrics", "security", "sleep", "ignore_eos", "kv_keep_only_active", "template", "tokenize"]
 FILES += ["completion", "slot_save", "ctx_shift"]
+
+NEEDS = [
+    "filelock",
+    "openai",
+    "pytest",
+    "requests",
+    "wget",
+]  # modules that are imported there; packages of the same names
 
 # Loaded by pytest in llama.cpp's test folder: presets that need no download.
 PLUGIN = """
@@ -63,13 +74,28 @@ def run(server: Path, files: list[str], env: dict[str, str], port: int, seconds:
             "PORT": str(port),
             **env,
         }
-        subprocess.run(line, cwd=TESTS, env=variables, stdout=subprocess.DEVNULL, timeout=seconds)
+        done = subprocess.run(line, cwd=TESTS, env=variables, capture_output=True, text=True, timeout=seconds)
+        if not report.is_file():
+            sys.exit(f"pytest did not run the tests of {server}:\n{(done.stdout + done.stderr)[-2000:]}")
         outcomes = {}
         for case in ET.parse(report).iter("testcase"):
             kinds = {child.tag for child in case}
             outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
             outcomes[f"{case.get('classname', '').split('.')[-1]}::{case.get('name')}"] = outcome
         return outcomes
+
+
+def check(*servers: Path) -> None:
+    """Ends the program with what is missing and what to do about it."""
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " ".join(missing)
+        sys.exit(f"llama.cpp's server tests need {names}. Install with: {sys.executable} -m pip install {names}")
+    if not TESTS.is_dir():
+        sys.exit(f"llama.cpp's server tests are not in {TESTS}: run make build first, which fetches them")
+    for server in servers:
+        if not server.is_file():
+            sys.exit(f"{server} does not exist: give an unpatched llama-server as --stock, and run make build for ours")
 
 
 def main() -> int:
@@ -84,6 +110,7 @@ def main() -> int:
         "files", nargs="*", default=FILES, help=f"test_NAME.py without test_ and .py; default: {' '.join(FILES)}"
     )
     args = parser.parse_args()
+    check(args.stock, args.ours)
 
     env = {"LLAMA_ARG_MMPROJ": str(MODELS / "mmproj-pages-vl-F16.gguf")} if args.mmproj else {}
     columns = {"stock": (args.stock, env), "ours": (args.ours, env)}
