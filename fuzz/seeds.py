@@ -90,6 +90,26 @@ def requests() -> None:
         write("request", f"body-{i}", bytes([i]) + json.dumps(body).encode())
 
 
+def media() -> None:
+    """The first byte says whether it is an URL, a content part, a block's source or a prompt with files."""
+    data = "iVBORw0KGgo="
+    inputs: list[tuple[int, Any]] = [
+        (0, data),
+        (0, f"data:image/png;base64,{data}"),
+        (0, "data:image/png;base64," + data.replace("=", "%3D").replace("w", "_-\r\n")),
+        (0, f"data:image/svg+xml;utf8,{data}"),
+        (0, "https://localhost/picture.png"),
+        (1, {"image_url": {"url": f"data:image/png;base64,{data}"}}),
+        (1, {"image_url": f"data:image/png;base64,{data}"}),
+        (2, {"source": {"type": "base64", "media_type": "image/png", "data": data}}),
+        (2, {"source": {"type": "url", "url": "https://localhost/picture.png"}}),
+        (3, {"prompt_string": "x", "multimodal_data": [data]}),
+    ]
+    for i, (kind, value) in enumerate(inputs):
+        text = value if isinstance(value, str) else json.dumps(value)
+        write("media", f"input-{i}", bytes([kind]) + text.encode())
+
+
 def texts() -> None:
     """Lines of a field's number and a value."""
     lines = [b"\x000.1", b"\x01snapkv", b"\x020.5", b"\x03elite:0.9:content:last", b"\x04strength+skewness", b"\x05x"]
@@ -112,6 +132,7 @@ if __name__ == "__main__":
     pictures()
     requests()
     texts()
+    media()
     mmproj()
     for kind in range(32):
         write("states", f"valid-{kind}", bytes([kind]))
