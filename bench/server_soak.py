@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import functools
 import http.client
 import io
 import json
@@ -339,8 +338,8 @@ def soak(
     Args:
         server: llama-server.
         model: the text model, in F32.
-        requests: that count.
-        warm_up: requests before.
+        requests: how many.
+        warm_up: so many of them come before memory is measured.
         slots: of the server that is tried.
         seed: of what is asked.
         small: cuttings of each page.
@@ -350,14 +349,13 @@ def soak(
     """
     work = Soak(small)
     dice = random.Random(seed)
-    jobs = [work.job(dice) for _ in range(warm_up + requests)]
+    jobs = [work.job(dice) for _ in range(requests)]
     memory: list[float] = []
 
     with running(server, model, 1) as single:
         work.learn(single, jobs)
 
     with running(server, model, slots) as many, ThreadPoolExecutor(slots + 2) as pool:
-        ended = Counter(pool.map(functools.partial(work.run, many), jobs[:warm_up]))
 
         def measured(job: Job) -> str:
             outcome = work.run(many, job)
@@ -366,14 +364,15 @@ def soak(
             return outcome
 
         started = time.monotonic()
-        ended += Counter(pool.map(measured, jobs[warm_up:]))
+        ended = Counter(pool.map(measured, jobs))
         seconds = time.monotonic() - started
         busy = many.busy_slots()
         alive = many.process.poll() is None
 
     wrong = {outcome: n for outcome, n in ended.items() if outcome.startswith("wrong")}
     part = max(1, len(memory) // 10)
-    early, late = statistics.median(memory[:part]), statistics.median(memory[-part:])
+    tenths = [round(statistics.median(memory[i : i + part]), 1) for i in range(0, 10 * part, part) if memory[i:]]
+    early = statistics.median(memory[warm_up : warm_up + part] or memory)
     return {
         "requests": requests,
         "warm_up": warm_up,
@@ -387,8 +386,8 @@ def soak(
         "slots_still_busy": busy,
         "server_alive": alive,
         "rss_mib_after_the_warm_up": round(early, 1),
-        "rss_mib_at_the_end": round(late, 1),
-        "rss_mib_most": round(max(memory), 1),
+        "rss_mib_at_the_end": tenths[-1],
+        "rss_mib_by_tenth": tenths,
         "seconds": round(seconds, 1),
         "requests_per_second": round(requests / seconds, 2),
     }
@@ -399,16 +398,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", type=Path, default=ROOT / "pyaircache" / "bin" / "llama-server")
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument(
-        "--warm-up", type=int, default=1000, help="requests before; heaps of HTTP threads grow for a while"
-    )
+    parser.add_argument("--warm-up", type=int, help="how many come before memory is measured; default: three tenths")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         model = f32_model(args.server, Path(folder))
-        result = soak(args.server, model, args.requests, args.warm_up, args.slots, args.seed)
+        warm_up = args.requests * 3 // 10 if args.warm_up is None else args.warm_up
+        result = soak(args.server, model, args.requests, warm_up, args.slots, args.seed)
     flat = result["rss_mib_at_the_end"] <= result["rss_mib_after_the_warm_up"] * FLAT
     print(json.dumps({**result, "memory_flat": flat}, indent=1))
     return 0 if flat and result["server_alive"] and not result["wrong"] and not result["slots_still_busy"] else 1
