@@ -18,7 +18,8 @@ static constexpr size_t EMBDS_MAX_BYTES = 256ull*1024*1024;
 // what can be asked for
 //
 
-std::string server_aircache_refusal(const common_params & params, llama_context * ctx_tgt, const llama_context * ctx_dft) {
+// Why no request can be compressed by this server, naming the option that is in the way; empty: they can.
+static std::string find_refusal(const common_params & params, llama_context * ctx_tgt, const llama_context * ctx_dft) {
     if (params.kv_unified && params.n_parallel > 1) {
         return "--kv-unified with " + std::to_string(params.n_parallel) + " slots: every slot needs a stream of its own "
             "(use --no-kv-unified, or -np 1)";
@@ -30,6 +31,17 @@ std::string server_aircache_refusal(const common_params & params, llama_context 
         return llama_aircache_error();
     }
     return "";
+}
+
+void server_aircache_init(common_params & params, llama_context * ctx_tgt, const llama_context * ctx_dft, bool has_images,
+        server_aircache_metrics & metrics) {
+    params.aircache_refused = has_images ? find_refusal(params, ctx_tgt, ctx_dft) : "";
+    metrics.shown = has_images && params.aircache_refused.empty();
+    if (!has_images && params.aircache.active()) {
+        LOG_WRN("without --mmproj there are no images to compress, --aircache-keep has no effect\n");
+        params.aircache.keep = 1.0f;
+    }
+    server_aircache_check(params, params.aircache);
 }
 
 void server_aircache_check(const common_params & params, const common_params_aircache & wanted) {
@@ -187,6 +199,20 @@ common_json server_aircache_stats::to_json() const {
         res["error"] = error;
     }
     return res;
+}
+
+void server_aircache_metrics::write(std::ostream & out) const {
+    const auto counter = [&](const char * name, const char * description, double value) {
+        out << "# HELP llamacpp:aircache_" << name << " " << description << "\n"
+            << "# TYPE llamacpp:aircache_" << name << " counter\n"
+            << "llamacpp:aircache_"        << name << " " << value << "\n";
+    };
+    if (shown) {
+        counter("visual_tokens_total", "Visual tokens of the images that were compressed",       n_visual);
+        counter("kept_tokens_total",   "Of these, the tokens kept, as a mean over the layers",   n_kept);
+        counter("milliseconds_total",  "Time spent choosing and moving KV cells",                ms);
+        counter("images_reused_total", "Images whose embeddings were kept from another request", n_reused);
+    }
 }
 
 server_aircache_stats server_aircache_continued(const server_prompt_aircache & compressed, size_t n_tokens_now) {

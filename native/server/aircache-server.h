@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -25,9 +26,6 @@ struct common_memory;
 struct common_params;
 struct server_task_result;
 struct server_tokens;
-
-// Why no request can be compressed by this server, naming the option that is in the way; empty: they can.
-std::string server_aircache_refusal(const common_params & params, llama_context * ctx_tgt, const llama_context * ctx_dft);
 
 // Throws std::invalid_argument, naming the field, where a request (or the flags) asks for what this server cannot do.
 void server_aircache_check(const common_params & params, const common_params_aircache & wanted);
@@ -73,12 +71,19 @@ struct server_aircache_stats {
 
 // of /metrics
 struct server_aircache_metrics {
+    void write(std::ostream & out) const;
+
     bool     shown    = false;
     uint64_t n_visual = 0;
     double   n_kept   = 0;
     double   ms       = 0;
     uint64_t n_reused = 0;
 };
+
+// Once the model is loaded: finds out whether requests can be compressed (params.aircache_refused). Throws
+// std::invalid_argument when the flags ask for what this server cannot do.
+void server_aircache_init(common_params & params, llama_context * ctx_tgt, const llama_context * ctx_dft, bool has_images,
+        server_aircache_metrics & metrics);
 
 // The number of leading tokens of `prompt` whose cells can be used when the slot holds `cached`. The rule:
 //  - Nothing compressed, nothing to compress: the common prefix, as ever.

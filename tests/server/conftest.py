@@ -93,11 +93,11 @@ def launch(program: Callable[[str], Path], models: list[str], tmp_path_factory: 
     folder = tmp_path_factory.mktemp("server")
 
     @contextlib.contextmanager
-    def start(*options: str, slots: int = 1, **env: str) -> Iterator[Server]:
+    def start(*options: str, slots: int = 1, images: bool = True, **env: str) -> Iterator[Server]:
         port = free_port()
         line = [
             str(executable),
-            *models,
+            *(models if images else models[:2]),
             "--host",
             "127.0.0.1",
             "--port",

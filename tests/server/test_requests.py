@@ -7,6 +7,7 @@ import io
 import random
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -113,6 +114,34 @@ def test_pictures_are_read_as_chat_does(server: Server, pages: list[Page], f32_m
                 assert answer(res) == want, name
                 read += 1
     assert read >= 10
+
+
+def test_extreme_shapes(server: Server, fresh: Fresh, pages: list[Page]) -> None:
+    for size in [(1, 1), (1, 5000), (5000, 1), (4000, 3000), (9000, 9000), (60000, 3)]:
+        res = chat(server, {"url": f"data:image/png;base64,{b64(saved(Image.new('1', size), 'PNG'))}"}, "What?")
+        if res.status_code != 200:
+            assert refused(res), size
+    assert server.text(pages[0].ask()) == fresh(pages[0].ask(), 0.1)
+
+
+def test_broken_and_given_up_beside_good_ones(launch: Launch, fresh: Fresh, pages: list[Page]) -> None:
+    good = [page.ask() for page in pages[:3]]
+    want = [fresh(messages, 0.1) for messages in good]
+    jpeg = saved(Image.open(pages[0].path).convert("RGB"), "JPEG")
+
+    def one(i: int) -> None:
+        if i % 3 == 0:
+            cut = jpeg[: len(jpeg) * (i + 1) // 40]
+            refused(chat(server, {"url": f"data:image/jpeg;base64,{b64(cut)}"}, "What?"))
+        elif i % 3 == 1:
+            with server.ask(good[i % 2], stream=True, max_tokens=300, extra_body={"ignore_eos": True}) as stream:
+                next(iter(stream))
+        else:
+            assert server.text(good[i % 5 % 3]) == want[i % 5 % 3]
+
+    with launch("--aircache-keep", "0.1", slots=8) as server, ThreadPoolExecutor(12) as pool:
+        list(pool.map(one, range(36)))
+        server.wait_idle()
 
 
 # --- base64 and addresses ---------------------------------------------------------------------------------------------
@@ -237,9 +266,7 @@ def test_other_addresses_survive_pictures(server: Server, fresh: Fresh, pages: l
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA*A"}}
     messages = [{"role": "user", "content": [part]}]
     for value in (picture, [part], messages, [picture, picture], 3, None):
-        body = {
-            name: value for name in ("content", "prompt", "input", "messages", "query", "documents", "input_prefix")
-        }
+        body = dict.fromkeys(("content", "prompt", "input", "messages", "query", "documents", "input_prefix"), value)
         assert server.http.post(path, json=body).status_code in range(200, 502)
     assert server.text(pages[0].ask()) == fresh(pages[0].ask(), 0.1)
 
@@ -387,7 +414,7 @@ def test_all_answers_are_counted(server: Server, pages: list[Page]) -> None:
 def test_all_answers_to_several_prompts_are_counted(launch: Launch) -> None:
     body = {"max_tokens": 5, "n": 2, "ignore_eos": True}
     prompts = ["A page", "Another page, with more words"]
-    with launch("--no-mmproj", slots=2) as server:
+    with launch(slots=2, images=False) as server:
         usage = server.http.post("/v1/completions", json={**body, "prompt": prompts}).json()["usage"]
         alone = [server.http.post("/v1/completions", json={**body, "prompt": p}).json()["usage"] for p in prompts]
     assert usage["completion_tokens"] == 2 * 2 * 5
