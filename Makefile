@@ -4,6 +4,7 @@
 # make lint    ruff and mypy
 # make build   only builds: the package is then importable from .venv and from here
 # make quality renews the tables of README.md and docs/quality.md with the bundled model (a quarter of an hour)
+# make sanitize, make fuzz, make soak   look for faults: docs/robustness.md
 # make clean   removes what was built and fetched; make distclean .venv too
 #
 # Every target sets up .venv itself. CMAKE_ARGS="-DGGML_CUDA=ON" make build passes options to CMake.
@@ -23,7 +24,8 @@ export CMAKE_ARGS
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # What the libraries are made of. Python files are not in it: they are used where they lie.
-SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock $(wildcard tests/native/*.cpp tests/native/*.h tests/native/CMakeLists.txt) \
+SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock \
+	$(wildcard tests/native/*.cpp tests/native/*.h tests/native/CMakeLists.txt fuzz/*.cpp fuzz/*.h fuzz/CMakeLists.txt) \
 	$(shell find cmake native patches -type f -not -name '*.pyc' 2>/dev/null)
 
 .PHONY: demo test check lint build stock quality clean distclean FORCE
@@ -99,3 +101,55 @@ clean:
 
 distclean: clean
 	rm -rf $(VENV)
+
+# --- machines that look for faults: docs/robustness.md ------------------------------------------------------------------
+
+# clang where there is one: its build serves the fuzz targets, too. CI makes do with gcc.
+CLANG := $(shell command -v clang++ >/dev/null && echo -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++)
+SANITIZED := cmake -S . -G Ninja -DPYAIRCACHE_TESTS=ON -DGGML_RPC=ON -DGGML_OPENMP=OFF $(CLANG)
+PROGRAMS  := test-aircache llama-server fuzz/fuzz
+SANITIZE_TESTS ?= tests/native tests/fuzz tests/engine/test_layout.py tests/engine/test_modes.py tests/server
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
+SOAK_ARGS ?=
+
+.PHONY: sanitize sanitize-address sanitize-thread sanitize-quick fuzz fuzz-minimise soak
+
+sanitize: sanitize-address sanitize-thread
+
+# ASan and UBSan over everything, Python and its engine library included.
+sanitize-address: build/asan/build.ninja build/build.done $(VENV)/tests.done
+	cmake --build build/asan --target pyaircache_engine converter $(PROGRAMS)
+	$(PY) fuzz/sanitize.py build/asan $(SANITIZE_TESTS)
+
+# TSan over what has threads: the server, and graphs on two threads. OpenMP is off, TSan does not understand it.
+sanitize-thread: build/tsan/build.ninja build/build.done $(VENV)/tests.done
+	cmake --build build/tsan --target test-aircache llama-server
+	$(PY) fuzz/sanitize.py build/tsan tests/native/test_native.py tests/server/test_server.py tests/server/test_soak.py
+
+# What CI has time for.
+sanitize-quick: build/asan/build.ninja build/build.done $(VENV)/tests.done
+	cmake --build build/asan --target test-aircache fuzz-states fuzz-cells
+	$(PY) fuzz/sanitize.py build/asan tests/native tests/fuzz \
+		-k "test_cpu and f16 and not bf16 and not nofa or states or cells"
+
+fuzz: build/asan/build.ninja build/build.done $(VENV)/fuzz.done
+	@test -n "$(CLANG)" || { echo "make fuzz needs clang (Debian: apt-get install clang llvm)"; exit 1; }
+	cmake --build build/asan --target fuzz/fuzz
+	$(PY) fuzz/run.py --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+fuzz-minimise: $(VENV)/fuzz.done
+	$(PY) fuzz/run.py --minimise $(FUZZ_TARGETS)
+
+soak: build
+	$(PY) bench/server_soak.py $(SOAK_ARGS)
+
+build/asan/build.ninja: CMakeLists.txt | $(VENV)/tools.done
+	$(SANITIZED) -B build/asan -DPYAIRCACHE_SANITIZE="address;undefined" $(if $(CLANG),-DPYAIRCACHE_FUZZ=ON)
+
+build/tsan/build.ninja: CMakeLists.txt | $(VENV)/tools.done
+	$(SANITIZED) -B build/tsan -DPYAIRCACHE_SANITIZE=thread
+
+$(VENV)/fuzz.done: | $(PY)
+	$(PIP) install -q atheris pillow numpy
+	@touch $@

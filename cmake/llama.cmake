@@ -26,16 +26,6 @@ string(REGEX REPLACE ".*\"(.*)\".*" "\\1" PAC_LLAMA_COMMIT "${PAC_LLAMA_COMMIT}"
 
 include(${CMAKE_CURRENT_LIST_DIR}/llama-options.cmake)
 
-# llama.cpp hands the sanitizers to its own folders only.
-set(PAC_SANITIZE)
-foreach (kind ADDRESS UNDEFINED THREAD)
-    if (LLAMA_SANITIZE_${kind})
-        string(TOLOWER ${kind} name)
-        list(APPEND PAC_SANITIZE -fsanitize=${name})
-        set(GGML_SANITIZE_${kind} ON CACHE BOOL "ggml: follows LLAMA_SANITIZE_${kind}" FORCE)
-    endif()
-endforeach()
-
 add_subdirectory(${LLAMA_DIR} vendor/llama.cpp EXCLUDE_FROM_ALL)
 include(${CMAKE_CURRENT_LIST_DIR}/amx.cmake)
 pac_amx(${LLAMA_DIR})

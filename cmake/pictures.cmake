@@ -9,7 +9,7 @@ add_library(aircache-pictures STATIC ${PAC_PICTURE_SOURCES})
 target_include_directories(aircache-pictures PUBLIC ${NATIVE}/server)
 target_link_libraries(aircache-pictures PRIVATE vendor::stb)
 target_compile_features(aircache-pictures PUBLIC cxx_std_17)
-target_compile_options(aircache-pictures PRIVATE ${PAC_WARNINGS} ${PAC_SANITIZE})
+target_compile_options(aircache-pictures PRIVATE ${PAC_WARNINGS})
 set_target_properties(aircache-pictures PROPERTIES POSITION_INDEPENDENT_CODE ON)
 
 if (NOT PAC_WEBP STREQUAL "OFF")

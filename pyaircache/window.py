@@ -33,13 +33,13 @@ class Window:
         name, *words = text.split(":") if isinstance(text, str) else [""]
         try:
             if name == "elite":
-                alpha = float(words.pop(0)) if words and words[0] not in ("content", "last") else Elite.alpha
+                alpha = _decimal(words.pop(0)) if words and words[0] not in ("content", "last") else Elite.alpha
                 flags = _flags(words, "content", "last")
                 return Elite(alpha, "content" in flags, "last" in flags)
             if name == "text":
                 return Text(weighted="weighted" in _flags(words, "weighted"))
             if name in ("last", "visual") and len(words) <= 1:
-                return (Last if name == "last" else Visual)(*map(int, words))
+                return (Last if name == "last" else Visual)(*map(_digits, words))
             if name == "all" and not words:
                 return All()
         except ArgumentError:
@@ -215,6 +215,19 @@ class Pool:
     def fields(self) -> dict[str, Any]:
         """The fields of ``pac_method`` that say the same."""
         return {"pool": _POOLS[self.kind], "pool_size": self.size, "pool_2d": self.grid}
+
+
+# int and float also take white space, underscores and the digits of other scripts, which llama-server does not.
+def _digits(word: str) -> int:
+    if not re.fullmatch("[0-9]{1,8}", word):
+        raise ValueError(word)
+    return int(word)
+
+
+def _decimal(word: str) -> float:
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word):
+        raise ValueError(word)
+    return float(word)
 
 
 def _flags(words: list[str], *allowed: str) -> list[str]:

@@ -98,8 +98,11 @@ static void parse_window(const std::string & text, llama_aircache_method & m) {
                 m.elite_content = true;
             } else if (words[used] == "last" && !m.elite_last) {
                 m.elite_last = true;
-            } else if (used == 1) {
-                m.alpha = decimal(share("aircache_window", number("aircache_window", words[used])));
+            } else if (used == 1) { // the very number that Python reads, not rounded as those of flags are
+                m.alpha = number("aircache_window", words[used]);
+                if (!(m.alpha > 0 && m.alpha <= 1)) {
+                    refuse("aircache_window", "must have a threshold greater than 0 and at most 1");
+                }
             } else {
                 break;
             }

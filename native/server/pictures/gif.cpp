@@ -31,6 +31,9 @@ static std::vector<uint8_t> unpack(const std::string & packed, int bits, size_t 
     uint8_t  first = 0; // of the previous string
     std::vector<uint8_t> text; // backwards
     for (const uint8_t b : packed) {
+        if (res.size() >= n) {
+            break; // what follows the last pixel is not looked at
+        }
         held |= (uint32_t) b << n_held;
         n_held += 8;
         while (n_held >= size && res.size() < n) {
