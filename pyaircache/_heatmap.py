@@ -66,7 +66,7 @@ def paint(
     image: Picture | Sequence[Picture], index: int, values: NDArray[np.float64], spans: Sequence[Span]
 ) -> Image.Image:
     """Overlays values [N_v] in [0, 1] on the picture ``index``; see ``Report.heatmap``."""
-    index = whole("index", index, 0, 2**31 - 1)
+    index = whole("index", index, -(2**31), 2**31 - 1)
     span, offset = span_of_picture(spans, index)
     if isinstance(image, (list, tuple)):
         if not 0 <= index < len(image):

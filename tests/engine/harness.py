@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
-from pyaircache import _ffi
+from pyaircache import _ffi, _log
 from pyaircache._engine import Engine
 from pyaircache._files import bundled_dir, resolve
 from pyaircache._status import check
@@ -53,13 +53,14 @@ def open_engine(text: Path, mmproj: Path, cache: str = "f32", flash: bool = Fals
 def llama_log() -> Iterator[list[str]]:
     """What llama.cpp logs meanwhile."""
     ffi, lib, _ = _ffi.load()
+    usual = _log.install()
     lines: list[str] = []
     callback = ffi.callback("pac_log_callback", lambda level, text, _: lines.append(ffi.string(text).decode()))
     lib.pac_log_set(callback, ffi.NULL)
     try:
         yield lines
     finally:
-        lib.pac_log_set(ffi.NULL, ffi.NULL)
+        lib.pac_log_set(usual, ffi.NULL)
 
 
 def engine_method(keep: float, window: str = "elite", allocation: str = ALLOCATIONS[0], **rest: Any) -> Method:

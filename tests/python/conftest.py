@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from fake_engine import NAMED, FakeEngine
 
-from pyaircache import Chat, _ffi, _files, _policy, chat
+from pyaircache import Chat, _ffi, _files, _log, _policy, chat
 
 
 class Sample(NamedTuple):
@@ -31,7 +31,9 @@ def engine() -> _ffi.Binding:
     """The loaded engine library."""
     if os.environ.get("PYAIRCACHE_NO_ENGINE") == "1":
         pytest.skip("PYAIRCACHE_NO_ENGINE=1")
-    return _ffi.load()  # raises where there is none: a failure, not a skip
+    binding = _ffi.load()  # raises where there is none: a failure, not a skip
+    binding.lib.pac_log_set(_log.install(), binding.ffi.NULL)  # tests of the engine may have replaced it
+    return binding
 
 
 @pytest.fixture(scope="session")

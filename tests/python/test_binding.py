@@ -66,7 +66,7 @@ def test_missing_library(monkeypatch, tmp_path):
 def test_errors_form_one_family():
     for name in errors.__all__:
         error = getattr(errors, name)
-        assert issubclass(error, errors.PyAircacheError)
+        assert issubclass(error, errors.PyAircacheError) or error is errors.PyAircacheWarning
         assert getattr(pyaircache, name) is error
         assert str(error("what happened")) == "what happened"
     for error, builtin in [

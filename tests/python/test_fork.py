@@ -48,7 +48,7 @@ def in_child(function: Callable[[], Any]) -> Any:
     return result
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2], scope="module")
 def parent(engine, samples, request):
     """A Chat that has answered a question, with one thread and with two."""
     with Chat(n_threads=request.param) as chat:

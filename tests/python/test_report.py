@@ -51,7 +51,7 @@ def test_json_round_trip():
 
 def test_json_scalars_only():
     scalars = report().to_dict(scalars_only=True)
-    assert all(isinstance(value, (int, float, str)) for value in scalars.values())
+    assert all(value is None or isinstance(value, (int, float, str)) for value in scalars.values())
     assert {"visual_tokens", "kv_bytes", "ms_decode", "tokens_per_second"} <= scalars.keys()
 
 
