@@ -141,6 +141,18 @@ static llama_aircache * open_observed(llama_context * ctx, llama_seq_id seq, int
     return air;
 }
 
+int32_t llama_aircache_method_by_name(const char * name, llama_aircache_method * out) {
+    if (!name || !out) {
+        return fail(LLAMA_AIRCACHE_ARGUMENT, "name or out is null");
+    }
+    const auto * method = aircache::named(name);
+    if (!method) {
+        return fail(LLAMA_AIRCACHE_ARGUMENT, "there is no method named \"%.64s\"", name);
+    }
+    *out = *method;
+    return LLAMA_AIRCACHE_OK;
+}
+
 int32_t llama_aircache_supported(llama_context * ctx) {
     return guarded([&] {
         int32_t status;
@@ -274,6 +286,11 @@ int32_t llama_aircache_allocate(const llama_aircache_method * method, const floa
         }
         if (method->allocation == LLAMA_AIRCACHE_ALLOC_VL && !alive) {
             return fail(LLAMA_AIRCACHE_ARGUMENT, "allocation vl needs the layers' counts of living entries");
+        }
+        for (int32_t l = 0; method->allocation == LLAMA_AIRCACHE_ALLOC_VL && l < n_layer; ++l) {
+            if (!(alive[l] >= 0.0 && std::isfinite(alive[l]))) {
+                return fail(LLAMA_AIRCACHE_ARGUMENT, "alive[%d] is %g: counts must be finite and not negative", l, alive[l]);
+            }
         }
 
         const auto st = aircache::strength(scores, n_layer, n_visual);

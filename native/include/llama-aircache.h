@@ -12,7 +12,8 @@
 //
 // C-compatible. Nothing throws or aborts across this border: every function returns LLAMA_AIRCACHE_OK or a negative
 // status and leaves a message for llama_aircache_error(). After a failure the context is as it was before the call, but for
-// one: when a backend fails in the middle of llama_aircache_evict's moves (COMPUTE), the sequence is removed.
+// one: when a backend fails while it computes llama_aircache_evict's moves (COMPUTE), the sequence is removed. What cannot be
+// caught is a host that has no memory left for ggml's own bookkeeping.
 // Unused, it costs nothing: same graphs, same bytes as an unpatched llama.cpp.
 
 #ifndef LLAMA_AIRCACHE_H
@@ -131,6 +132,7 @@ LLAMA_API int32_t llama_aircache_supported(struct llama_context * ctx);
 // Costs |T| * n_head * head size * 2 bytes in every layer until evict or clear (4 beside an F32 or BF16 cache; fewer queries
 // where the method needs fewer). Replaces an earlier observation of seq. STATE: another sequence of the cache is observed
 // with WINDOW_ALL already.
+// Spans before the end of an image that is compressed already are refused: remove the sequence first.
 LLAMA_API int32_t llama_aircache_observe(struct llama_context * ctx, llama_seq_id seq,
         const struct llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
         const struct llama_aircache_method * method, const uint8_t * is_template);

@@ -1,5 +1,5 @@
 // The named methods: points of the grid (docs/methods.md), as the paper runs them: visual tokens only, one set a layer.
-#include "llama-aircache.h"
+#include "policy/policy.h"
 
 #include <cstring>
 
@@ -63,12 +63,11 @@ const char * llama_aircache_method_name(int32_t index) {
     return index >= 0 && (size_t) index < sizeof(METHODS)/sizeof(METHODS[0]) ? METHODS[index].name : nullptr;
 }
 
-int32_t llama_aircache_method_by_name(const char * name, llama_aircache_method * out) {
+const llama_aircache_method * aircache::named(const char * name) {
     for (const auto & m : METHODS) {
-        if (name && out && strcmp(m.name, name) == 0) {
-            *out = m.method;
-            return LLAMA_AIRCACHE_OK;
+        if (strcmp(m.name, name) == 0) {
+            return &m.method;
         }
     }
-    return LLAMA_AIRCACHE_ARGUMENT;
+    return nullptr;
 }

@@ -12,6 +12,9 @@ namespace aircache {
 
 using row = std::vector<double>; // one value a layer
 
+// methods.cpp: null if there is none of this name
+const llama_aircache_method * named(const char * name);
+
 //
 // windows: which text tokens observe
 //

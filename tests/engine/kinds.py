@@ -25,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def save(kind: str, out: Path, seed: int = 0) -> Path:
-    """Writes a model: "qwen3", "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid), "lfm2-swa" (both) or "t5"."""
+    """Writes "qwen3", "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid), "lfm2-swa" (both) or "t5"."""
     architecture = kind.partition("-")[0]
     writer = gguf.GGUFWriter(out, architecture)
     writer.add_block_count(LAYERS)

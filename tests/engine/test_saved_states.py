@@ -1,4 +1,4 @@
-"""Saved states and changes of sequences with models of other kinds than the bundled one (tests/native has its cases)."""
+"""Saved states and changes of sequences, with models of other kinds than the bundled one: cases of tests/native."""
 
 from __future__ import annotations
 

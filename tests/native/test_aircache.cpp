@@ -265,6 +265,8 @@ static void refusals() {
     CHECK(llama_aircache_observe(ctx.get(), 0, bad, 1, 10, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
     CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, SPAN.p1, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
     CHECK(llama_aircache_observe(ctx.get(), 7, &SPAN, 1, N_PROMPT, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, INT32_MAX, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(strstr(llama_aircache_error(), "cells"));
 
     auto method = llama_aircache_method_default();
     float f = 0;
@@ -320,6 +322,9 @@ static void methods() {
     }
     llama_aircache_method m;
     CHECK(llama_aircache_method_by_name("nonsense", &m) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(strstr(llama_aircache_error(), "\"nonsense\""));
+    CHECK(llama_aircache_method_by_name(nullptr, &m) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_method_by_name("aircache", nullptr) == LLAMA_AIRCACHE_ARGUMENT);
 }
 
 // observing must not change what is computed
@@ -362,6 +367,14 @@ static void budget_rules() {
     CHECK(st[0] == 0.0 && sk[0] == 0.0);
     std::vector<float> nan(30, NAN);
     CHECK(llama_aircache_allocate(&method, nan.data(), nullptr, 3, 10, budgets, st, sk) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_allocate(&method, zero.data(), nullptr, 1 << 20, 1 << 20, budgets, st, sk) == LLAMA_AIRCACHE_ARGUMENT);
+    method.allocation = LLAMA_AIRCACHE_ALLOC_VL;
+    for (const double bad : { (double) NAN, (double) INFINITY, -1.0 }) {
+        const double alive[] = { 1.0, bad, 1.0 };
+        CHECK(llama_aircache_allocate(&method, zero.data(), alive, 3, 10, budgets, st, sk) == LLAMA_AIRCACHE_ARGUMENT);
+    }
+    CHECK(llama_aircache_allocate(nullptr, zero.data(), nullptr, 3, 10, budgets, st, sk) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_allocate(&method, nullptr, nullptr, 3, 10, budgets, st, sk) == LLAMA_AIRCACHE_ARGUMENT);
 }
 
 cases cases_of_aircache = {

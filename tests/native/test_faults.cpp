@@ -64,7 +64,7 @@ static int32_t ask(llama_context * ctx, const llama_aircache_method & method, an
     if (status != LLAMA_AIRCACHE_OK) {
         CHECK(evict() == LLAMA_AIRCACHE_OK);
     }
-    for (auto & l : generate(ctx, 0, N_PROMPT, argmax(out[0]), 3)) {
+    for (auto & l : generate(ctx, 0, N_PROMPT, argmax(out[0]), 1)) {
         out.push_back(std::move(l));
     }
     CHECK(llama_memory_seq_rm(mem, 0, -1, -1));
@@ -87,21 +87,20 @@ static void every_fault_once() {
             CHECK(ask(ctx.get(), method, got) == LLAMA_AIRCACHE_OK);
             CHECK(got == want);
             const int64_t total = llama_aircache_fault_count();
-            CHECK(total > 20);
+            CHECK(total > 5);
 
             // of the many allocations a part, beginning with the first and ending with the last
-            const int64_t step = std::max<int64_t>(1, total/(strcmp(point, "*") == 0 ? total : 25));
+            const int64_t step = std::max<int64_t>(1, total/(strcmp(point, "*") == 0 ? total : 12));
             for (int64_t n = 1; n <= total; n += step) {
                 llama_aircache_fault_arm(point, n);
                 const int32_t status = ask(ctx.get(), method, got);
                 CHECK(status != LLAMA_AIRCACHE_OK || strcmp(point, "alloc") == 0); // std::stable_sort does without its buffer
                 n_failed[status]++;
-                if (status != LLAMA_AIRCACHE_COMPUTE) {
+                if (got != want) { // the sequence is gone: the next one is answered right
+                    CHECK(status == LLAMA_AIRCACHE_COMPUTE);
+                    CHECK(ask(ctx.get(), method, got) == LLAMA_AIRCACHE_OK);
                     CHECK(got == want);
                 }
-                llama_aircache_fault_arm("", 0);
-                CHECK(ask(ctx.get(), method, got) == LLAMA_AIRCACHE_OK);
-                CHECK(got == want);
             }
         }
     }

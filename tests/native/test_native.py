@@ -51,14 +51,14 @@ OTHERS = ["f32 fa", "bf16 fa", "q8_0 fa", "q4_0 fa", "f16 nofa", "bf16 nofa"]
 RPC = ["q8_0 fa", "f32 nofa"]
 
 
-def _runs(case: str, mode: str) -> bool:
+def _runs(case: str, mode: str, full: list[str]) -> bool:
     if case in LONG:
-        return mode in (FULL[0], RPC[0])
-    return mode in FULL + RPC or case not in ANY_TYPE
+        return mode == full[0]
+    return mode in full or case not in ANY_TYPE
 
 
-ON_CPU = [(case, mode) for case in CASES for mode in FULL + OTHERS if _runs(case, mode)]
-ON_RPC = [(case, mode) for case in CASES for mode in RPC if _runs(case, mode)]
+ON_CPU = [(case, mode) for case in CASES for mode in FULL + OTHERS if _runs(case, mode, FULL)]
+ON_RPC = [(case, mode) for case in CASES for mode in RPC if _runs(case, mode, RPC)]
 
 Run = Callable[..., None]
 
