@@ -78,13 +78,13 @@ llama_aircache_buffers::llama_aircache_buffers(const std::vector<spec> & specs) 
     for (auto & [buft, ctx] : by_buft) {
         const llama_aircache_fault_pause others;
 
-        auto * buf = llama_aircache_fault("buffer") ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft);
+        ggml_backend_buffer_ptr buf(llama_aircache_fault("buffer") ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft));
         if (!buf) {
             throw std::bad_alloc();
         }
-        bufs.emplace_back(buf);
+        ggml_backend_buffer_clear(buf.get(), 0);
+        bufs.push_back(std::move(buf));
         ctxs.push_back(std::move(ctx));
-        ggml_backend_buffer_clear(buf, 0);
     }
 }
 

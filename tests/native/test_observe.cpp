@@ -129,7 +129,7 @@ static void visual_windows() {
 
     std::vector<std::vector<float>> all;
     for (const uint32_t n_ubatch : { 512, 64, 32 }) {
-        for (const int threads : { 1, 2, 2, 2 }) {
+        for (const int threads : { 1, 2, 2 }) {
             auto ctx = context_of(1, 512, n_ubatch, threads);
             CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, N_PROMPT, &method, nullptr) == 0);
             CHECK(n_rows(ctx) == 32);
@@ -137,11 +137,13 @@ static void visual_windows() {
             all.push_back(scores_of(ctx.get(), 0, method));
         }
     }
-    // of the same ubatches bit for bit; of others, matrix products are summed in another order
+    // Of the same ubatches bit for bit. Of others, flash attention on the CPU takes another kernel, which sums in F16, and a
+    // cache may round to the next step; another window is another by far more.
+    const float other = ggml_is_quantized(type_kv) ? 0.2f : flash ? 0.05f : 1e-3f;
     for (size_t i = 1; i < all.size(); ++i) {
         const float mean = sum_of(all[0])/all[0].size();
-        CHECK(max_diff(all[i - i % 4], all[i]) <= 1e-5f*mean);
-        CHECK(max_diff(all[0], all[i]) <= (ggml_is_quantized(type_kv) ? 5e-2f : 1e-2f)*mean);
+        CHECK(max_diff(all[i - i % 3], all[i]) == 0.0f);
+        CHECK(max_diff(all[0], all[i]) <= other*mean);
     }
 
     // a prompt in pieces: the ring takes in what it keeps, and no more
@@ -151,7 +153,7 @@ static void visual_windows() {
     for (int i = 0, n = 1; i < N_PROMPT; i += n, n = std::min(n + 3, N_PROMPT - i)) {
         decode(ctx.get(), 0, i, tokens(t.begin() + i, t.begin() + i + n));
     }
-    CHECK(max_diff(scores_of(ctx.get(), 0, method), all[0]) <= (ggml_is_quantized(type_kv) ? 5e-2f : 1e-2f)*sum_of(all[0])/all[0].size());
+    CHECK(max_diff(scores_of(ctx.get(), 0, method), all[0]) <= other*sum_of(all[0])/all[0].size());
 }
 
 // memory follows what the method needs and what the spans can hold, and goes with the observers
@@ -195,6 +197,7 @@ static void query_rows() {
     for (const int s : { 5, 0, 7, 2 }) {
         compress(ctx.get(), s, elite, false);
     }
+    llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, -1, -1);
     CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, N_PROMPT, &elite, nullptr) == 0); // into a gap
     CHECK(n_rows(ctx) == most);
     for (const int s : { 0, 1, 4, 6 }) {
