@@ -198,8 +198,10 @@ int32_t pac_engine_info(const pac_engine * engine, struct pac_info * out) {
     });
 }
 
-const char * pac_marker(const pac_engine * engine) {
-    return engine ? engine->marker.c_str() : mtmd_default_marker();
+const char * pac_marker(const pac_engine * /*engine*/) {
+    const char * res = "";
+    guarded([&] { res = pac_media_marker().c_str(); });
+    return res;
 }
 
 int32_t pac_apply_template(const pac_engine * engine, const struct pac_message * messages, int32_t n_messages,
