@@ -56,6 +56,7 @@ void pac_check(int32_t status) {
 
 template <typename F>
 static int32_t guarded(F && f) {
+    logged_error[0] = 0;
     try {
         f();
         return PAC_OK;
@@ -100,7 +101,8 @@ static std::shared_ptr<log_sink> log_current;
 static thread_local bool         log_inside; // this thread is in a callback
 
 static void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
-    if (level == GGML_LOG_LEVEL_ERROR) {
+    // the first says what is wrong, those behind it what fails in consequence
+    if (level == GGML_LOG_LEVEL_ERROR && logged_error[0] == 0) {
         keep(logged_error, text);
         for (size_t n = strlen(logged_error); n > 0 && (logged_error[n - 1] == '\n' || logged_error[n - 1] == ' '); --n) {
             logged_error[n - 1] = 0;

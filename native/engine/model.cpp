@@ -263,6 +263,7 @@ void pac_engine::load(const pac_engine_params & params) {
             return ask ? strncmp(t->name, "layer_out", strlen("layer_out")) == 0 : !((const pac_engine *) user_data)->must_stop();
         };
 
+        pac_take_logged_error();
         vision.reset(mtmd_init_from_file(params.mmproj, model.get(), vparams));
         if (!vision) {
             throw pac_error(PAC_ERR_PROJECTOR, pac_format("%s does not fit the text model: %s", params.mmproj, pac_take_logged_error().c_str()));
