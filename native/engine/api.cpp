@@ -56,6 +56,7 @@ void pac_check(int32_t status) {
 
 template <typename F>
 static int32_t guarded(F && f) {
+    logged_error[0] = 0;
     try {
         f();
         return PAC_OK;
@@ -100,7 +101,8 @@ static std::shared_ptr<log_sink> log_current;
 static thread_local bool         log_inside; // this thread is in a callback
 
 static void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
-    if (level == GGML_LOG_LEVEL_ERROR) {
+    // the first says what is wrong, those behind it what fails in consequence
+    if (level == GGML_LOG_LEVEL_ERROR && logged_error[0] == 0) {
         keep(logged_error, text);
         for (size_t n = strlen(logged_error); n > 0 && (logged_error[n - 1] == '\n' || logged_error[n - 1] == ' '); --n) {
             logged_error[n - 1] = 0;
@@ -198,8 +200,10 @@ int32_t pac_engine_info(const pac_engine * engine, struct pac_info * out) {
     });
 }
 
-const char * pac_marker(const pac_engine * engine) {
-    return engine ? engine->marker.c_str() : mtmd_default_marker();
+const char * pac_marker(const pac_engine * /*engine*/) {
+    const char * res = "";
+    guarded([&] { res = pac_media_marker().c_str(); });
+    return res;
 }
 
 int32_t pac_apply_template(const pac_engine * engine, const struct pac_message * messages, int32_t n_messages,

@@ -30,8 +30,12 @@ pac_method            pac_from_llama(const llama_aircache_method & m);
 // throws the error of the last llama_aircache_* call when status is one
 void pac_check(int32_t aircache_status);
 
-// last error that llama.cpp logged since the last call, "" if none: it knows best why a file does not load
+// first error that llama.cpp logged since this was last asked, or since the C call began; "" if none: it knows best why a
+// file does not load
 std::string pac_take_logged_error();
+
+// Stands for an image. Another one in every process, so that no text holds it by chance or on purpose.
+const std::string & pac_media_marker();
 
 struct pac_engine {
     pac_engine(const pac_engine_params & params);
@@ -73,8 +77,6 @@ struct pac_engine {
     mtmd::context_ptr vision; // null: text only
     common_chat_templates_ptr templates; // null: they are broken
     std::string templates_error;         // why
-
-    std::string marker; // stands for an image; another one in every engine
 
     std::string description;
     std::string architecture;

@@ -72,6 +72,8 @@ static void add_rpc_servers(const char * servers) {
 
 namespace {
 
+constexpr uint32_t MAX_LAYERS = 512; // LLAMA_MAX_LAYERS
+
 // metadata of a GGUF file
 struct gguf_meta {
     gguf_context_ptr ctx;
@@ -97,20 +99,40 @@ struct gguf_meta {
         const int64_t id = gguf_find_key(ctx.get(), key);
         return id >= 0 && gguf_get_kv_type(ctx.get(), id) == GGUF_TYPE_STRING ? gguf_get_val_str(ctx.get(), id) : "";
     }
+
+    // What llama.cpp answers with an assertion when it loads a text model; it refuses everything else itself. Found by
+    // changing every value of a file: tests/engine/test_damaged_files.py.
+    void check_text(const char * path, const std::string & arch) const {
+        const int64_t blocks = gguf_find_key(ctx.get(), (arch + ".block_count").c_str());
+        if (blocks >= 0 && gguf_get_kv_type(ctx.get(), blocks) == GGUF_TYPE_UINT32) {
+            const uint32_t n = gguf_get_val_u32(ctx.get(), blocks);
+            if (n < 1 || n > MAX_LAYERS) {
+                throw pac_error(PAC_ERR_MODEL, pac_format("%s is damaged: %s.block_count is %u, it must be in [1, %u]", path, arch.c_str(), n, MAX_LAYERS));
+            }
+        }
+        for (const char * name : { ".attention.layer_norm_epsilon", ".attention.layer_norm_rms_epsilon" }) {
+            const int64_t eps = gguf_find_key(ctx.get(), (arch + name).c_str());
+            if (eps >= 0 && gguf_get_kv_type(ctx.get(), eps) == GGUF_TYPE_FLOAT32 && !(gguf_get_val_f32(ctx.get(), eps) >= 0.0f)) {
+                throw pac_error(PAC_ERR_MODEL, pac_format("%s is damaged: %s%s is %g", path, arch.c_str(), name, gguf_get_val_f32(ctx.get(), eps)));
+            }
+        }
+        const int64_t sections = gguf_find_key(ctx.get(), (arch + ".rope.dimension_sections").c_str());
+        if (sections >= 0 && gguf_get_kv_type(ctx.get(), sections) == GGUF_TYPE_ARRAY && gguf_get_arr_type(ctx.get(), sections) == GGUF_TYPE_INT32) {
+            const auto * values = (const int32_t *) gguf_get_arr_data(ctx.get(), sections);
+            if (std::any_of(values, values + gguf_get_arr_n(ctx.get(), sections), [](int32_t n) { return n < 0; })) {
+                throw pac_error(PAC_ERR_MODEL, pac_format("%s is damaged: %s.rope.dimension_sections has a negative number", path, arch.c_str()));
+            }
+        }
+    }
 };
 
-constexpr int32_t MAX_CELLS = 1 << 24;
+constexpr int32_t MAX_CELLS    = 1 << 24;
+constexpr size_t  MAX_TEMPLATE = 1 << 16;
 
 void check_range(const char * name, int32_t value, int32_t lo, int32_t hi) {
     if (value < lo || value > hi) {
         throw pac_error(PAC_ERR_ARGUMENT, pac_format("%s is %d: it must be in [%d, %d]", name, value, lo, hi));
     }
-}
-
-// no text holds it by chance or on purpose
-std::string random_marker() {
-    std::random_device random;
-    return pac_format("<__media_%08x%08x%08x%08x__>", random(), random(), random(), random());
 }
 
 struct load_progress {
@@ -120,6 +142,14 @@ struct load_progress {
 };
 
 } // namespace
+
+const std::string & pac_media_marker() {
+    static const std::string marker = [] {
+        std::random_device random;
+        return pac_format("<__media_%08x%08x%08x%08x__>", random(), random(), random(), random());
+    }();
+    return marker;
+}
 
 pac_engine::pac_engine(const pac_engine_params & params) {
     load(params);
@@ -152,7 +182,6 @@ void pac_engine::load(const pac_engine_params & params) {
     const std::shared_lock<std::shared_mutex> lock(devices);
 
     keep_embeddings = params.keep_embeddings;
-    marker          = random_marker();
 
     pac_take_logged_error();
 
@@ -161,6 +190,7 @@ void pac_engine::load(const pac_engine_params & params) {
     if (architecture == "clip") {
         throw pac_error(PAC_ERR_MODEL, pac_format("%s is a projector (mmproj), not a text model", params.model));
     }
+    meta.check_text(params.model, architecture);
     if (params.mmproj) {
         const gguf_meta mm(params.mmproj);
         if (mm.str("general.architecture") != "clip") {
@@ -225,7 +255,7 @@ void pac_engine::load(const pac_engine_params & params) {
         vparams.print_timings   = false;
         vparams.warmup          = false;
         vparams.flash_attn_type = (llama_flash_attn_type) params.flash_attn;
-        vparams.media_marker    = marker.c_str();
+        vparams.media_marker    = pac_media_marker().c_str();
         // The tower is evaluated layer by layer, so that it can be stopped: asked first which results are wanted, then
         // with each of them, where false ends it.
         vparams.cb_eval_user_data = this;
@@ -233,6 +263,7 @@ void pac_engine::load(const pac_engine_params & params) {
             return ask ? strncmp(t->name, "layer_out", strlen("layer_out")) == 0 : !((const pac_engine *) user_data)->must_stop();
         };
 
+        pac_take_logged_error();
         vision.reset(mtmd_init_from_file(params.mmproj, model.get(), vparams));
         if (!vision) {
             throw pac_error(PAC_ERR_PROJECTOR, pac_format("%s does not fit the text model: %s", params.mmproj, pac_take_logged_error().c_str()));
@@ -242,8 +273,12 @@ void pac_engine::load(const pac_engine_params & params) {
         }
     }
 
-    // a text can be asked about without them
+    // prompts can be made without it
     try {
+        const char * source = llama_model_chat_template(model.get(), nullptr);
+        if (source && strlen(source) > MAX_TEMPLATE) {
+            throw std::runtime_error(pac_format("it has %zu bytes, more than %zu", strlen(source), MAX_TEMPLATE));
+        }
         templates = common_chat_templates_init(model.get(), "");
     } catch (const std::exception & e) {
         templates_error = e.what();

@@ -88,6 +88,7 @@ mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image *
         }
     }
 
+    const std::string & marker = pac_media_marker();
     int32_t n_markers = 0;
     for (const char * cur = text; (cur = strstr(cur, marker.c_str())); cur += marker.size()) {
         n_markers++;

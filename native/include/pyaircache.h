@@ -120,7 +120,7 @@ struct pac_message {
     const char * role;    // "system", "user", "assistant"
     const char * content; // pac_marker() stands for an image
 };
-// What stands for an image in a prompt's text: another one in every engine, so that no text holds it by chance.
+// What stands for an image in a prompt's text: another one in every process, so that no text holds it by chance.
 PAC_API const char * pac_marker(const pac_engine * engine);
 
 // Applies the model's own chat template (Jinja). *out: a NUL-terminated string, to be freed with pac_string_free.

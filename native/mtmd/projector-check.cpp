@@ -274,6 +274,9 @@ struct checker {
             fail(string_format("a head has %" PRId64 " values: it must be a multiple of 4", E/heads));
         }
         const int64_t window = number(KEY_WIN_ATTN_PATTERN, 0, INT32_MAX, type == PROJECTOR_TYPE_QWEN25VL ? -1 : 0);
+        if (window == 1) {
+            fail(std::string(KEY_WIN_ATTN_PATTERN) + " is 1: without a layer of windows it must be 0");
+        }
 
         embedding(is_3);
         tensor(KERNEL, TN_PATCH_EMBD_1, { patch, patch, 3, E });
@@ -370,7 +373,9 @@ struct checker {
     void onevision() {
         side();
         embedding(false);
-        typed(VECTOR, "v.position_embd.weight", false);
+        if (const auto * pos = typed(VECTOR, "v.position_embd.weight", false)) {
+            tensor(VECTOR, "v.position_embd.weight", { E, pos->ne[1] });
+        }
         layers(false, true, false, false, false);
         for (const char * name : { "mm.0", "mm.2" }) {
             const auto * w = typed(MATRIX, std::string(name) + ".weight", true);

@@ -33,7 +33,7 @@ from pyaircache.errors import ProjectorError
 # multiple of anything, much larger than all grids, as thin as can be
 SIZES = [
     *((20, 30), (74, 74), (75, 75), (90, 300), (700, 80), (444, 444), (300, 299), (211, 137), (1000, 900)),
-    *((1, 40), (600, 2), (148, 222)),
+    *((1, 40), (600, 2), (148, 222), (1, 900), (999, 3), (5, 3000)),
 ]
 GROUPS = [[(74, 74), (30, 20)], [(200, 90), (33, 150), (444, 444)]]
 
