@@ -173,7 +173,7 @@ def running(server: Path, model: Path, slots: int) -> Iterator[Server]:
     line = [str(server), "-m", str(model), "--mmproj", str(mmproj), "--port", str(port), "--metrics", "--slots"]
     line += ["-np", str(slots), "-c", str(1024 * slots), "-t", "1", "--no-webui", "--no-warmup"]
     line += ["--cache-ram", "4"]  # MiB: full early, so that it does not look like a leak later
-    # With a heap for every HTTP thread, which is glibc's default, holes in them look like a leak for thousands of requests.
+    # With a heap for every HTTP thread, glibc's default, their holes look like a leak for thousands of requests.
     env = {**os.environ, "MALLOC_ARENA_MAX": "1"}
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env) as process:
         try:
