@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <stdexcept>
 
-// Of the template that runs in this thread. A long conversation with tools takes some 100,000 steps.
+// Of the template that runs in this thread; a loop's turn takes some steps, each a microsecond or two.
 struct aircache_jinja_budget {
     static constexpr int     MAX_DEPTH = 400;
-    static constexpr int64_t MAX_STEPS = 10000000;
+    static constexpr int64_t MAX_STEPS = 1000000;
 
     int     depth = 0;
     int64_t steps = 0;
@@ -28,7 +28,7 @@ struct aircache_jinja_budget {
 
 // n bytes or elements are made
 inline void aircache_jinja_spend(uint64_t n) {
-    aircache_jinja_budget::current().spend(1 + n/8);
+    aircache_jinja_budget::current().spend(1 + n/64);
 }
 
 // lives while an expression or statement is parsed or run
