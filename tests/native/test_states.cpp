@@ -220,10 +220,12 @@ static void damaged_files() {
     prefill(ctx.get(), 0);
     compress(ctx.get(), 0, 0.2, false);
 
-    char path[] = "/tmp/test-aircache-XXXXXX";
-    const int fd = mkstemp(path);
+    const char * tmp = getenv("TMPDIR");
+    std::string name = std::string(tmp ? tmp : "/tmp") + "/test-aircache-XXXXXX";
+    const int fd = mkstemp(name.data());
     CHECK(fd >= 0);
     close(fd);
+    const char * path = name.c_str();
     const tokens text = { 1, 2, 3 };
     const size_t n = llama_state_seq_save_file(ctx.get(), path, 0, text.data(), text.size());
     CHECK(n > 0);
