@@ -109,7 +109,7 @@ def test_cut_files(made: Callable[[str], Files], loader: Loader, tmp_path: Path)
             "internvl-chat qwen2",
             "clip.vision.preproc_min_tiles",
             50,
-            r"preproc_max_tiles is 6: it must be in \[50, 64\]",
+            r"preproc_max_tiles is \d+: it must be in \[50, 64\]",
         ),
         ("llava llama", "clip.vision.image_size", 4096, r"v.position_embd.weight has \d+ rows"),
     ],

@@ -42,6 +42,8 @@ ANY_TYPE = {
 }
 # They try hundreds of inputs, mode or not.
 LONG = {"every_fault_once", "random_states"}
+# ggml's RPC client does not survive failing allocations of its own.
+NOT_ON_RPC = {"every_fault_once", "masks_fail_whole"}
 # Of models without M-RoPE, or whose memory cannot be compressed: tests/engine/test_saved_states.py, test_observation.py
 OTHER_MODELS = {"relative_bias", "shifts_keep_the_order", "uncompressible_memory"}
 CASES = [case for case in CASES if case not in OTHER_MODELS]
@@ -58,7 +60,7 @@ def _runs(case: str, mode: str, full: list[str]) -> bool:
 
 
 ON_CPU = [(case, mode) for case in CASES for mode in FULL + OTHERS if _runs(case, mode, FULL)]
-ON_RPC = [(case, mode) for case in CASES for mode in RPC if _runs(case, mode, RPC)]
+ON_RPC = [(case, mode) for case in CASES for mode in RPC if case not in NOT_ON_RPC and _runs(case, mode, RPC)]
 
 Run = Callable[..., None]
 
