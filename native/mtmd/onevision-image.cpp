@@ -3,6 +3,7 @@
 // Sizes are computed in double precision and rounded as the model's Python processor does it: one pixel or token more
 // or less would be another prompt.
 #include "onevision.h"
+#include "resample.h"
 
 #include <algorithm>
 #include <cmath>
@@ -111,7 +112,7 @@ static void resize_square(const clip_hparams & hparams, const clip_image_u8 & im
     for (int c = 0; c < 3; ++c) {
         colour[c] = std::min(std::max((int) (hparams.image_mean[c]*255.0 + 1e-4), 0), 255);
     }
-    onevision_resize_square(img, dst, hparams.image_size, colour);
+    aircache_resize_square(img, dst, hparams.image_size, RESIZE_ALGO_BICUBIC, colour);
 }
 
 mtmd_image_preproc_out onevision_preprocess(const clip_hparams & hparams, const clip_image_u8 & img, onevision_kind kind) {

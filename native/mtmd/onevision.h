@@ -43,9 +43,8 @@ struct onevision_preprocessor : mtmd_image_preprocessor {
 // message's pictures and text without anything between them; a prompt that has white space there stays as it is.
 void onevision_separate_text(std::vector<mtmd_internal_part> & parts);
 
-// in mtmd-image.cpp: bicubic, as Pillow does it; the second as of a square of this colour with the picture in the middle
+// in mtmd-image.cpp: bicubic, as Pillow does it
 void onevision_resize(const clip_image_u8 & src, clip_image_u8 & dst, const clip_image_size & size);
-void onevision_resize_square(const clip_image_u8 & src, clip_image_u8 & dst, int size, const std::array<uint8_t, 3> & colour);
 
 // The tokens of a grid of tiles, [rows, cols] in the end.
 struct onevision_grid {

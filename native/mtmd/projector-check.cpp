@@ -448,25 +448,3 @@ void aircache_check_projector(const std::string & path, const gguf_context * ggu
     check_extent(path, gguf);
     checker{ gguf, tensors, {} }.run(type);
 }
-
-std::string aircache_projector_fault(const std::string & path) {
-    try {
-        ggml_context * tensors = nullptr;
-        gguf_context_ptr gguf(gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ &tensors }));
-        const ggml_context_ptr guard(tensors);
-        if (!gguf) {
-            return "no GGUF file";
-        }
-        for (const char * key : { KEY_PROJ_TYPE, KEY_VISION_PROJ_TYPE }) {
-            const int64_t id = gguf_find_key(gguf.get(), key);
-            if (id >= 0) {
-                aircache_check_type(gguf.get(), id, GGUF_TYPE_STRING);
-                aircache_check_projector(path, gguf.get(), tensors, clip_projector_type_from_string(gguf_get_val_str(gguf.get(), id)));
-                return "";
-            }
-        }
-        return std::string(KEY_PROJ_TYPE) + " is missing";
-    } catch (const std::exception & e) {
-        return e.what();
-    }
-}

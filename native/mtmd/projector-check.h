@@ -15,6 +15,3 @@ void aircache_check_type(const gguf_context * gguf, int64_t key, gguf_type type)
 // every tensor is there, in the shape that the numbers ask for and of a type that can be computed with.
 // tensors: of the file, without data. type: of the vision tower.
 void aircache_check_projector(const std::string & path, const gguf_context * gguf, ggml_context * tensors, projector_type type);
-
-// The same for a file alone, e.g. for fuzzing: its fault, or "". Does not throw.
-std::string aircache_projector_fault(const std::string & path);

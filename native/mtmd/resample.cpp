@@ -8,7 +8,8 @@ static uint8_t rounded(int32_t sum) {
     return std::clamp(sum >> PRECISION, 0, 255);
 }
 
-aircache_canvas aircache_square(const clip_image_size & picture, const std::array<uint8_t, 3> & colour) {
+// the picture in the middle of a square
+static aircache_canvas in_square(const clip_image_size & picture, const std::array<uint8_t, 3> & colour) {
     const int side = std::max(picture.width, picture.height);
     return { { side, side }, (side - picture.width)/2, (side - picture.height)/2, colour };
 }
@@ -133,4 +134,33 @@ std::vector<uint8_t> aircache_resample(const uint8_t * rgb, const clip_image_siz
         }
     }
     return res;
+}
+
+void aircache_resize_square(const clip_image_u8 & src, clip_image_u8 & dst, int size, resize_algo algo, const std::array<uint8_t, 3> & colour) {
+    const auto            from   = src.get_size();
+    const aircache_canvas square = in_square(from, colour);
+    dst.set_size({ size, size }, src.is_placeholder());
+    if (src.is_placeholder()) {
+        return;
+    }
+    if (square.size.width != size) {
+        aircache_resize_canvas(src, dst, size, algo, square);
+        return;
+    }
+    for (int y = 0; y < size; ++y) {
+        for (int x = 0; x < size; ++x) {
+            const int  px     = x - square.x;
+            const int  py     = y - square.y;
+            const bool inside = px >= 0 && py >= 0 && px < from.width && py < from.height;
+            dst.set_pixel(x, y, inside ? src.get_pixel(px, py) : colour);
+        }
+    }
+}
+
+bool aircache_resize_llava(const clip_hparams & hparams, const clip_image_u8 & src, clip_image_u8 & dst) {
+    if (!hparams.has_llava_projector) {
+        return false;
+    }
+    aircache_resize_square(src, dst, hparams.image_size, hparams.image_resize_algo, hparams.image_pad_color);
+    return true;
 }

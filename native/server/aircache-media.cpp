@@ -3,6 +3,8 @@
 #include "aircache-params.h"
 #include "pictures/picture.h"
 
+#include "aircache-mtmd.h"
+
 #include "download.h"
 #include "hash/hash.h"
 
@@ -35,6 +37,7 @@ static int8_t base64_value(unsigned char c) {
     return table[c];
 }
 
+// both alphabets; white space and missing padding are accepted as encoders write them
 static std::vector<uint8_t> decode_base64(std::string_view text) {
     std::vector<uint8_t> res;
     res.reserve(text.size()/4*3 + 3);
@@ -72,10 +75,6 @@ static std::vector<uint8_t> decode_base64(std::string_view text) {
         res.push_back(held >> 2);
     }
     return res;
-}
-
-std::vector<uint8_t> server_aircache_base64(const std::string & text) {
-    return decode_base64(text);
 }
 
 //
@@ -247,6 +246,11 @@ mtmd_helper_bitmap_wrapper server_aircache_bitmap(const mtmd_context * mctx, con
         return res;
     }
     const auto picture = aircache_picture_decode(bytes);
+    try {
+        aircache_check_picture(mctx, picture.nx, picture.ny); // mtmd_tokenize only says that it failed
+    } catch (const std::exception & e) {
+        refuse(e.what());
+    }
     mtmd_helper_bitmap_wrapper res = {};
     res.bitmap = mtmd_bitmap_init(picture.nx, picture.ny, placeholder ? nullptr : picture.rgb.data());
     mtmd_bitmap_set_id(res.bitmap, placeholder ? nullptr : hash_sha256_hex(file.data(), file.size()).c_str());

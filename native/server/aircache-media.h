@@ -13,9 +13,6 @@
 
 struct common_remote_params;
 
-// The bytes of a base64 text: both alphabets, white space and missing padding are accepted as encoders write them.
-std::vector<uint8_t> server_aircache_base64(const std::string & text);
-
 // part["image_url"]["url"] of an OpenAI content part; name: "image_url", also of its inner object
 std::string server_aircache_url(const common_json & part, const std::string & name);
 
@@ -31,7 +28,8 @@ void server_aircache_check_source(const common_json & block);
 // The files of { "prompt_string": "...", "multimodal_data": [ "base64" ] }.
 std::vector<std::vector<uint8_t>> server_aircache_files(const common_json & prompt);
 
-// mtmd_helper_bitmap_init_from_buf, with pictures read as the Python package reads them. Never null.
+// mtmd_helper_bitmap_init_from_buf, with pictures read as the Python package reads them and refused when the model cannot
+// take their shape. Never null.
 mtmd_helper_bitmap_wrapper server_aircache_bitmap(const mtmd_context * mctx, const std::vector<uint8_t> & file,
         bool placeholder, const mtmd_helper_init_opt & opt);
 

@@ -58,6 +58,15 @@ void server_aircache_check(const common_params & params, const common_params_air
     }
 }
 
+common_json server_aircache_add_params(const common_params_aircache & params, common_json res) {
+    res["aircache_keep"]       = params.resolve().keep;
+    res["aircache_method"]     = params.method;
+    res["aircache_alpha"]      = params.resolve().alpha;
+    res["aircache_window"]     = params.window_name();
+    res["aircache_allocation"] = params.allocation_name();
+    return res;
+}
+
 void server_aircache_read(common_params_aircache & params, const std::string & field, const common_json & value) {
     params.check_allowed(field);
     if (field == "aircache_keep" || field == "aircache_alpha") {
@@ -215,7 +224,8 @@ void server_aircache_metrics::write(std::ostream & out) const {
     }
 }
 
-server_aircache_stats server_aircache_continued(const server_prompt_aircache & compressed, size_t n_tokens_now) {
+// of a request that continues a compressed prompt and has no new images
+static server_aircache_stats continued(const server_prompt_aircache & compressed, size_t n_tokens_now) {
     server_aircache_stats res;
     res.set      = true;
     res.n_visual = compressed.n_visual;
@@ -356,7 +366,7 @@ std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observe
         res = before;
     }
 
-    auto timings = server_aircache_continued(res, n_tokens);
+    auto timings = continued(res, n_tokens);
     timings.keep   = wanted.resolve().keep;
     timings.method = wanted.method;
     timings.ms     = (llama_time_us() - t_start)/1000.0;
@@ -364,6 +374,28 @@ std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observe
     timings.lost   = lost;
     end(ctx, seq);
     return { res, timings };
+}
+
+bool server_aircache_observer::finish(llama_context * ctx, llama_seq_id seq, size_t n_tokens, const common_params_aircache & wanted,
+        server_prompt_aircache & prompt, server_aircache_stats & stats, server_aircache_metrics & metrics,
+        const std::function<void(std::function<void()> &&)> & yield) {
+    if (!active()) {
+        if (prompt.n_tokens > 0) {
+            stats = continued(prompt, n_tokens);
+        }
+        return true;
+    }
+
+    std::pair<server_prompt_aircache, server_aircache_stats> res;
+    yield([&]() {
+        res = compress(ctx, seq, n_tokens, prompt, wanted);
+    });
+    metrics.n_visual += res.first.n_visual - prompt.n_visual;
+    metrics.n_kept   += res.first.n_kept   - prompt.n_kept;
+    metrics.ms       += res.second.ms;
+    prompt = std::move(res.first);
+    stats  = std::move(res.second);
+    return !stats.lost;
 }
 
 void server_aircache_observer::end(llama_context * ctx, llama_seq_id seq) {
@@ -399,6 +431,11 @@ std::string server_aircache_embds::key(const server_tokens & prompt, size_t idx)
 
 bool server_aircache_embds::contains(const server_tokens & prompt, size_t idx) const {
     return index.count(key(prompt, idx)) > 0;
+}
+
+float * server_aircache_embds::find(server_aircache_embds * kept, mtmd_batch * batch, const server_tokens & prompt, size_t idx) {
+    float * embd = batch ? mtmd_batch_get_output_embd(batch, prompt.find_chunk(idx).get()) : nullptr;
+    return embd || !kept ? embd : kept->take(prompt, idx);
 }
 
 float * server_aircache_embds::take(const server_tokens & prompt, size_t idx) {

@@ -2,7 +2,7 @@
 //
 // A request's images are compressed once its whole prompt is decoded and before its first token is sampled:
 //   server_aircache_observer::observe    before the first image is decoded
-//   server_aircache_observer::compress   after the decode that held the prompt's last token
+//   server_aircache_observer::finish     after the decode that held the prompt's last token
 // What of a slot's cells the next request can use is decided in one place: server_aircache_reusable.
 #pragma once
 
@@ -14,6 +14,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <memory>
 #include <ostream>
@@ -29,6 +30,9 @@ struct server_tokens;
 
 // Throws std::invalid_argument, naming the field, where a request (or the flags) asks for what this server cannot do.
 void server_aircache_check(const common_params & params, const common_params_aircache & wanted);
+
+// The settings of a request as one reads them back, behind those in `res`.
+common_json server_aircache_add_params(const common_params_aircache & params, common_json res);
 
 // One field of a request. Throws std::invalid_argument.
 void server_aircache_read(common_params_aircache & params, const std::string & field, const common_json & value);
@@ -108,35 +112,38 @@ void server_aircache_sum_usage(server_task_result & result, int32_t & n_decoded,
 // The prompt that a slot is decoding.
 class server_aircache_observer {
 public:
-    // compress() has something to do, or to say
+    // finish() has something to do, or to say
     bool active() const { return observing || !error.empty(); }
 
     // Call before an image at n_past is decoded. Does nothing when the prompt is observed already, or nothing is wanted.
-    // When it fails, the prompt goes on uncompressed and compress() reports the error.
+    // When it fails, the prompt goes on uncompressed and finish() reports the error.
     void observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx,
             const server_tokens & prompt, size_t n_past, const common_params_aircache & wanted);
 
-    // Call when the last token of the prompt is decoded. Chooses and moves; on failure nothing has changed, unless the
-    // timings say that all is lost. before: of the slot's prompt. Returns what to put in its place, and the timings.
-    std::pair<server_prompt_aircache, server_aircache_stats> compress(llama_context * ctx, llama_seq_id seq,
-            size_t n_tokens, const server_prompt_aircache & before, const common_params_aircache & wanted);
+    // Call when the last token of the prompt is decoded. Chooses and moves; on failure nothing has changed, unless it
+    // returns false: then the slot's cells are lost. `yield` runs what it is given while the server answers other requests;
+    // the results are written once it is back, as /slots and /metrics read them.
+    bool finish(llama_context * ctx, llama_seq_id seq, size_t n_tokens, const common_params_aircache & wanted,
+            server_prompt_aircache & prompt, server_aircache_stats & stats, server_aircache_metrics & metrics,
+            const std::function<void(std::function<void()> &&)> & yield);
 
     // the request is over, whatever came of it
     void end(llama_context * ctx, llama_seq_id seq);
 
 private:
+    std::pair<server_prompt_aircache, server_aircache_stats> compress(llama_context * ctx, llama_seq_id seq,
+            size_t n_tokens, const server_prompt_aircache & before, const common_params_aircache & wanted);
+
     bool observing = false;
     std::string error; // of observe
 };
 
-// timings of a request that continues a compressed prompt and has no new images
-server_aircache_stats server_aircache_continued(const server_prompt_aircache & compressed, size_t n_tokens_now);
-
 // Image embeddings by content, least recently used out first: another question on an image costs no vision encode.
 class server_aircache_embds {
 public:
-    // of the media chunk at token idx; null: not here. Valid until the next store().
-    float * take(const server_tokens & prompt, size_t idx);
+    // of the media chunk at token idx: of the batch that encoded it, else a kept one; null: neither has it (either may be
+    // null itself). Valid until the next store().
+    static float * find(server_aircache_embds * kept, mtmd_batch * batch, const server_tokens & prompt, size_t idx);
 
     bool contains(const server_tokens & prompt, size_t idx) const;
 
@@ -152,6 +159,8 @@ private:
         std::string        key;
         std::vector<float> embd;
     };
+
+    float * take(const server_tokens & prompt, size_t idx);
 
     static std::string key(const server_tokens & prompt, size_t idx);
 

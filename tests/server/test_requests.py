@@ -121,6 +121,8 @@ def test_extreme_shapes(server: Server, fresh: Fresh, pages: list[Page]) -> None
         res = chat(server, {"url": f"data:image/png;base64,{b64(saved(Image.new('1', size), 'PNG'))}"}, "What?")
         if res.status_code != 200:
             assert refused(res), size
+        if max(size) > 1000 * min(size):
+            assert "too thin" in refused(res), size
     assert server.text(pages[0].ask()) == fresh(pages[0].ask(), 0.1)
 
 

@@ -23,7 +23,7 @@ aircache_picture decode_bmp(std::string_view file) {
     if (planes != 1 || compression != 0 || (depth != 1 && depth != 4 && depth != 8 && depth != 24 && depth != 32)) {
         refuse(BMP, "is compressed or of a rare depth, send PNG or JPEG");
     }
-    auto res = make(BMP, nx, ny);
+    check_size(BMP, nx, ny);
 
     std::string_view palette;
     if (depth <= 8) {
@@ -35,9 +35,14 @@ aircache_picture decode_bmp(std::string_view file) {
         refuse(BMP, "is cut or damaged: its pixels are missing");
     }
     in.pos = start;
+    const size_t row_bytes = (nx*depth + 31)/32*4;
+    if (row_bytes*ny > in.left()) {
+        refuse(BMP, "is cut: it ends before the picture does");
+    }
+    auto res = make(BMP, nx, ny);
     for (int64_t i = 0; i < ny; ++i) {
         const int64_t y = h < 0 ? i : ny - 1 - i;
-        const auto  row = in.take((nx*depth + 31)/32*4);
+        const auto  row = in.take(row_bytes);
         uint8_t *    to = &res.rgb[y*nx*3];
         for (int64_t x = 0; x < nx; ++x, to += 3) {
             const int64_t bit = x*depth;

@@ -15,13 +15,12 @@ static std::string read_blocks(reader & in) {
     return res;
 }
 
-// LZW; exactly n indices must come out
+// LZW; exactly n indices must come out. The result grows with what comes out: n is only what the header says.
 static std::vector<uint8_t> unpack(const std::string & packed, int bits, size_t n) {
     const int clear = 1 << bits;
     std::array<uint16_t, 4096> prefix;
     std::array<uint8_t,  4096> last;
     std::vector<uint8_t> res;
-    res.reserve(n);
 
     int size = bits + 1;
     int next = clear + 2;
@@ -115,8 +114,9 @@ aircache_picture decode_gif(std::string_view file) {
         refuse(GIF, "is damaged: it has no colours");
     }
 
-    auto res = make(GIF, nx, ny);
+    check_size(GIF, nx, ny);
     const auto indices = unpack(read_blocks(in), bits, (size_t) nx*ny);
+    auto res = make(GIF, nx, ny);
     static const int LACED[4][2] = { { 0, 8 }, { 4, 8 }, { 2, 4 }, { 1, 2 } };
     const bool laced = frame & 64;
     size_t i = 0;

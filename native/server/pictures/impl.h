@@ -37,7 +37,8 @@ private:
     std::string_view data;
 };
 
-void check_size(const char * format, int64_t nx, int64_t ny); // before anything of the picture's size is allocated
+// A header is not believed: nothing of the picture's size is allocated before the file is known to be long enough for it.
+void check_size(const char * format, int64_t nx, int64_t ny);
 
 aircache_picture make(const char * format, int64_t nx, int64_t ny); // of this size, which is checked; white
 
@@ -63,7 +64,8 @@ struct metadata {
 
 aircache_picture turn(aircache_picture && in, int orientation);
 
-// zlib data that unpacks to n bytes at most; empty: it is damaged, or holds more
+// zlib data that unpacks to n bytes at most; empty: it is damaged, or holds more. Takes no more memory than so much packed
+// data can fill, whatever n is.
 std::vector<uint8_t> inflate(std::string_view packed, size_t n);
 
 aircache_picture stb_jpeg(std::string_view file); // of files that decode_jpeg has looked through

@@ -264,6 +264,7 @@ void walker::read_frame(reader c) {
         vmax = std::max(vmax, k.v);
         ids += (char) k.id;
     }
+    int64_t n_bits = 0; // of all blocks at least: a progressive file may say that many are flat in one code
     for (auto & k : components) {
         if (hmax % k.h || vmax % k.v) {
             refuse(JPEG, "has a rare subsampling of colours that is not read");
@@ -274,6 +275,12 @@ void walker::read_frame(reader c) {
         k.n_across = ((nx*k.h + hmax - 1)/hmax + 7)/8;
         k.n_down   = ((ny*k.v + vmax - 1)/vmax + 7)/8;
         k.stride   = (nx + 8*hmax - 1)/(8*hmax)*k.h;
+        n_bits    += k.n_across*k.n_down*(progressive ? 1 : 2); // a code for its mean, and one for the end of the others
+    }
+    if (n_bits/8 > (int64_t) in.left()) {
+        refuse(JPEG, "is cut: it ends before the picture does");
+    }
+    for (auto & k : components) {
         if (progressive) {
             k.nonzero.resize(k.stride*((ny + 8*vmax - 1)/(8*vmax))*k.v);
         }

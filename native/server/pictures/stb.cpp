@@ -20,10 +20,11 @@
 namespace aircache_pictures {
 
 std::vector<uint8_t> inflate(std::string_view packed, size_t n) {
-    std::vector<uint8_t> res(n);
     if (packed.size() > INT_MAX || n > INT_MAX) {
         return {};
     }
+    n = std::min(n, 1032*packed.size()); // 258 bytes from 2 bits are the most that deflate gives
+    std::vector<uint8_t> res(n);
     const int got = stbi_zlib_decode_buffer((char *) res.data(), n, packed.data(), packed.size());
     res.resize(got < 0 ? 0 : got);
     return res;

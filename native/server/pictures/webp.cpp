@@ -10,6 +10,11 @@ namespace aircache_pictures {
 
 static constexpr const char * WEBP = "WebP";
 
+// A lossless file of one colour can have any size in some dozens of bytes, and libwebp needs 16 to 24 for each pixel. So
+// many pixels are allowed whatever the file's length is, and so many for each of its bytes: photographs have less than 100.
+static constexpr int64_t PIXELS_ALWAYS   = 1 << 20;
+static constexpr int64_t PIXELS_PER_BYTE = 8192;
+
 static std::string chunk(const WebPDemuxer * file, const char * name) {
     WebPChunkIterator it;
     std::string res;
@@ -26,7 +31,13 @@ aircache_picture decode_webp(std::string_view file) {
     if (!demux) {
         refuse(WEBP, "is cut or damaged");
     }
-    auto res = make(WEBP, WebPDemuxGetI(demux.get(), WEBP_FF_CANVAS_WIDTH), WebPDemuxGetI(demux.get(), WEBP_FF_CANVAS_HEIGHT));
+    const int64_t nx = WebPDemuxGetI(demux.get(), WEBP_FF_CANVAS_WIDTH);
+    const int64_t ny = WebPDemuxGetI(demux.get(), WEBP_FF_CANVAS_HEIGHT);
+    check_size(WEBP, nx, ny);
+    if (nx*ny > PIXELS_ALWAYS + PIXELS_PER_BYTE*(int64_t) file.size()) {
+        refuse(WEBP, "has " + std::to_string(nx) + " x " + std::to_string(ny) + " pixels in only " + std::to_string(file.size()) +
+            " bytes, send PNG or JPEG");
+    }
 
     const std::unique_ptr<WebPAnimDecoder, void (*)(WebPAnimDecoder *)> decoder(WebPAnimDecoderNew(&data, nullptr), WebPAnimDecoderDelete);
     uint8_t * rgba = nullptr;
@@ -34,6 +45,7 @@ aircache_picture decode_webp(std::string_view file) {
     if (!decoder || !WebPAnimDecoderGetNext(decoder.get(), &rgba, &time)) {
         refuse(WEBP, "is cut or damaged");
     }
+    auto res = make(WEBP, nx, ny);
     for (size_t i = 0; i < res.rgb.size()/3; ++i) {
         put(&res.rgb[3*i], rgba + 4*i, rgba[4*i + 3]);
     }
