@@ -240,11 +240,15 @@ class Chat:
             if keep is not None and options.keep != asked.report.keep:
                 _without_effect(options.keep, asked.report.keep, bool(asked.turns[0].images))
             answer = AnswerStream(self._session, asked, started, lease, self)
-            if stream:
-                lease.stream = weakref.ref(answer)
-            if lease.cancelled:
-                raise CancelledError(CANCELLED)
-            return answer
+            try:
+                if stream:
+                    lease.stream = weakref.ref(answer)
+                if lease.cancelled:  # by a thread that did not see the stream yet
+                    raise CancelledError(CANCELLED)
+                return answer
+            except BaseException as exc:
+                answer.abandon(exc)
+                raise
 
         if stream:
             return self._gate.enter(lease, begin, seconds)
