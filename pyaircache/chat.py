@@ -260,7 +260,7 @@ class Chat:
         During the prompt or the answer, its ``ask`` raises CancelledError. A streamed answer ends, whoever reads it:
         the next ``next()`` raises CancelledError. The conversation is as it was before the question. Questions that
         wait for their turn are not meant. The encoding of a picture stops between two layers of the vision tower, the
-        evaluation of a prompt on a CPU between two operations.
+        evaluation of a prompt on a CPU between two operations, the compression behind its step.
 
         Returns:
             Whether there was a question to stop.

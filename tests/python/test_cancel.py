@@ -11,7 +11,8 @@ import pytest
 from fake_engine import FakeEngine
 from threading_tools import IMAGE, PATIENCE, Stopped, queued, turns
 
-from pyaircache import CancelledError, Chat, PyAircacheWarning
+from pyaircache import CancelledError, Chat
+from pyaircache.answer import AnswerStream
 
 
 @pytest.mark.parametrize("call", ["prompt", "decode", "sample"])
@@ -128,6 +129,7 @@ def test_a_cancelled_question_does_not_overwrite_a_newer_one(chat: Chat, monkeyp
     """What of it an exception keeps alive is forgotten after the next question."""
 
     def late(*arguments: Any, **options: Any) -> Any:
+        patch.undo()
         answer = made(*arguments, **options)
         chat.cancel()  # as another thread, right after the stream was made
         return answer

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,13 +17,17 @@ from threading_tools import IMAGE, PATIENCE, Stopped, queued, turns
 import pyaircache
 from pyaircache import BusyError, Chat, StateError
 from pyaircache._gate import Gate, Lease
-from pyaircache.answer import AnswerStream
+
+ONE = ("One?", "hello")
+PACKAGE = str(Path(pyaircache.__file__).parent)
+
 
 class Interrupter:
-    """Raises KeyboardInterrupt before the n-th line of this package's Python."""
+    """Raises KeyboardInterrupt before the n-th line of this package's Python, or the n-th step of some functions."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, steps_of: tuple[str, ...] = ()) -> None:
         self.left = n
+        self.steps_of = steps_of
 
     def __enter__(self) -> Interrupter:
         sys.settrace(self._trace)
@@ -33,9 +37,12 @@ class Interrupter:
         sys.settrace(None)
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        if "pyaircache" not in frame.f_code.co_filename or _in_finaliser(frame):
+        inside = frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_name in self.steps_of
+        if not inside or _in_finaliser(frame):
             return None
-        if event == "line":
+        if self.steps_of:
+            frame.f_trace_opcodes = frame.f_code.co_name in self.steps_of
+        if event == ("opcode" if self.steps_of else "line"):
             self.left -= 1
             if self.left == 0:
                 sys.settrace(None)
@@ -52,6 +59,11 @@ def _in_finaliser(frame: FrameType | None) -> bool:
 
 def ask(chat: Chat) -> None:
     chat.ask(None, "Two?")
+
+
+def begin_stream(chat: Chat) -> None:
+    stream = chat.ask(None, "Two?", stream=True)
+    del stream
 
 
 def stream(chat: Chat) -> None:
@@ -83,16 +95,26 @@ def test_an_interrupt_at_any_line_leaves_the_chat_usable(fake, call: Callable[[C
                 call(chat)
         except KeyboardInterrupt as exc:
             # `exc` still holds on to the frames and all that is in them
-            turns = [(turn.content, turn.answer) for turn in chat._session.turns]
+            found = turns(chat)
             if call is ask:  # as it was before, or complete: never a half
-                assert turns in ([("One?", "hello")], [("One?", "hello"), ("Two?", "hello")]), exc
-            check_usable(chat)
+                assert found in ([ONE], [ONE, ("Two?", "hello")]), exc
         else:
             break
+        assert turns(chat) == found  # nothing comes behind, when the frames are gone
+        check_usable(chat)
     assert n > 20
 
 
-@pytest.mark.parametrize("call", [stream, stream_in_a_block, closed_stream])
+# Answers that an interrupted question may have. A stream that is dropped between two steps keeps what it has, which is
+# never nothing; so does one that was closed as it should, then also with nothing.
+PARTS = {
+    stream: ["h", "he", "hel", "hell", "hello"],
+    stream_in_a_block: ["h", "he"],
+    closed_stream: ["", "h"],
+}
+
+
+@pytest.mark.parametrize("call", PARTS)
 def test_an_interrupt_at_any_line_of_a_stream_leaves_the_chat_usable(fake, call: Callable[[Chat], None]):
     chat = Chat("fake.gguf")
     for n in range(1, 10_000):
@@ -105,8 +127,44 @@ def test_an_interrupt_at_any_line_of_a_stream_leaves_the_chat_usable(fake, call:
         except KeyboardInterrupt:
             pass
         # The exception is forgotten, and with it a stream whose close() was interrupted in its first line
+        assert turns(chat) == [ONE] or turns(chat) in [[ONE, ("Two?", part)] for part in PARTS[call]]
         check_usable(chat)
     assert n > 100
+
+
+@pytest.mark.parametrize("call", [ask, begin_stream])
+def test_an_interrupt_at_any_step_of_what_hands_a_stream_over(fake, call: Callable[[Chat], None]):
+    """Between two bytecodes the stream is in no variable: it is lost on its way, and the question never was."""
+    chat = Chat("fake.gguf")
+    for n in range(1, 10_000):
+        chat.reset(timeout=0)
+        chat.ask(None, "One?")
+        try:
+            with Interrupter(n, ("begin_stream", "ask", "begin", "enter", "hold", "<lambda>")):
+                call(chat)
+            break
+        except KeyboardInterrupt:
+            pass
+        assert turns(chat) in ([ONE], [ONE, ("Two?", "hello")] if call is ask else [ONE]), n
+        chat.ask(None, "Three?", timeout=0)
+    assert n > 100
+
+
+def test_an_interrupted_question_does_not_overwrite_a_newer_one(fake):
+    """What the exception of the first keeps alive is forgotten after the second."""
+    chat = Chat("fake.gguf")
+    for n in range(1, 10_000):
+        chat.reset(timeout=0)
+        try:
+            with Interrupter(n, ("begin",)):
+                chat.ask(None, "Two?", stream=True).close()
+            break
+        except KeyboardInterrupt as exc:
+            chat.ask(None, "Newer?")
+            del exc
+        assert turns(chat) == [("Newer?", "hello")]
+        chat.reset(timeout=0)
+    assert n > 20
 
 
 def check_usable(chat: Chat) -> None:
@@ -140,3 +198,88 @@ def test_a_forgotten_lease_opens_the_gate():
         gate.hold(Lease(gate, "other"), lambda: None, timeout=0)
     del lease
     assert gate.hold(Lease(gate, "other"), lambda: 3, timeout=0) == 3
+
+
+# -- calls from the middle of a call of the same thread ----------------------------------------------------------------
+
+
+def test_a_call_from_the_middle_of_a_wait_is_refused():
+    """It would wait for the call that it came into the middle of."""
+    gate = Gate()
+    open_lease = Lease(gate, "something")
+    gate.enter(open_lease, lambda: None)
+    caught: list[BaseException] = []
+
+    def nested() -> None:
+        with pytest.raises(StateError) as error:
+            gate.hold(Lease(gate, "a nested call"), lambda: None, timeout=PATIENCE)
+        caught.append(error.value)
+        gate.release(open_lease)
+
+    gate.hold(Lease(gate, "the outer call"), lambda: None, waiting=nested)
+    assert [type(one) for one in caught] == [StateError] and "in the middle of the outer call" in str(caught[0])
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals between threads here")
+def test_a_signal_handler_that_asks_while_its_thread_waits(chat: Chat, pool):
+    caught: list[BaseException] = []
+
+    def handler(*arguments: object) -> None:
+        try:
+            chat.spans((28, 28), timeout=PATIENCE)
+        except StateError as exc:
+            caught.append(exc)
+        stopped.go_on.set()
+
+    stopped = Stopped(chat, "prompt")
+    asking = pool.submit(chat.ask, IMAGE, "What?")
+    assert stopped.entered.wait(PATIENCE)
+
+    def interrupt() -> None:
+        queued(chat, 2)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        interrupting = pool.submit(interrupt)
+        chat.reset()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    interrupting.result(PATIENCE)
+    assert asking.result(PATIENCE) == "hello" and turns(chat) == []
+    assert [type(one) for one in caught] == [StateError] and "in the middle of reset()" in str(caught[0])
+
+
+def test_a_thread_may_wait_for_its_own_stream_which_another_one_reads(chat: Chat, pool):
+    stream = chat.ask(IMAGE, "What?", stream=True)
+
+    def read() -> str:
+        queued(chat, 2)
+        return stream.read()
+
+    reading = pool.submit(read)
+    assert chat.ask(None, "And?") == "hello" and reading.result(PATIENCE) == "hello"
+
+
+# -- streams that are lost ---------------------------------------------------------------------------------------------
+
+
+def test_a_stream_in_a_cycle_leaves_the_next_question_alone(chat: Chat, pool, monkeypatch):
+    """The collector opens the gate before it finalises the stream, which must then keep its hands off the engine."""
+    stream = chat.ask(IMAGE, "What?", stream=True)
+    next(stream)
+    stopped = Stopped(chat, "prompt")
+    threads = []
+    stats = chat._engine.stats
+    monkeypatch.setattr(chat._engine, "stats", lambda: (threads.append(threading.get_ident()), stats())[1])
+    lease = stream._lease
+    lease.gate.release(lease)  # as the collector clears the queue's reference first
+    del lease
+    asking = pool.submit(chat.ask, IMAGE, "Next?")
+    assert stopped.entered.wait(PATIENCE)
+    stream.me = stream
+    del stream
+    gc.collect()
+    assert threading.get_ident() not in threads and turns(chat) == []
+    stopped.go_on.set()
+    assert asking.result(PATIENCE) == "hello" and turns(chat) == [("<image>Next?", "hello")]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import copy
 import gc
 import pickle
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from threading_tools import IMAGE, PATIENCE, Stopped, queued
+from threading_tools import IMAGE, PATIENCE, Stopped, queued, until
 
 from pyaircache import (
     ArgumentError,
@@ -29,7 +27,6 @@ from pyaircache import (
     UnsupportedError,
     _gate,
 )
-from pyaircache._gate import Gate, Lease
 
 # -- queue -------------------------------------------------------------------------------------------------------------
 
@@ -258,6 +255,23 @@ def test_close_ends_a_stream_after_the_step_that_is_running(fake, pool):
     closing.result(PATIENCE)
     with pytest.raises(StateError, match="was closed"):
         next(stream)
+
+
+def test_close_is_not_kept_waiting_by_readers_who_queue_for_a_stream(chat, pool):
+    stream = chat.ask(IMAGE, "What?", stream=True)
+    next(stream)
+    stopped = Stopped(chat, "decode")
+    first = pool.submit(next, stream)
+    assert stopped.entered.wait(PATIENCE)
+    second = pool.submit(next, stream)
+    until(lambda: len(stream._steps._queue) == 2)
+    closing = pool.submit(chat.close)
+    until(lambda: stream._ending)
+    stopped.go_on.set()
+    assert first.result(PATIENCE) == "e"
+    with pytest.raises(StateError, match="was closed"):
+        second.result(PATIENCE)
+    closing.result(PATIENCE)
 
 
 def test_a_close_that_came_too_early_leaves_the_chat_open(chat, pool):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,12 +14,17 @@ IMAGE = np.zeros((28, 28, 3), np.uint8)
 PATIENCE = 30  # seconds until a test says that something hangs
 
 
+def until(done: Callable[[], object]) -> None:
+    """Returns when something that another thread does is done."""
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end, "this hangs"
+        threading.Event().wait(0.001)  # only hands the processor on: what is waited for is the other thread
+
+
 def queued(chat: Chat, count: int) -> None:
     """Returns when so many calls are in the Chat's queue."""
-    until = time.monotonic() + PATIENCE
-    while (length := len(chat._gate._queue)) < count:
-        assert time.monotonic() < until, f"{length} instead of {count} calls are in the queue"
-        threading.Event().wait(0.001)  # only hands the processor on: what is waited for is the length
+    until(lambda: len(chat._gate._queue) >= count)
 
 
 def turns(chat: Chat) -> list[tuple[str, str]]:
