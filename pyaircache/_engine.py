@@ -65,7 +65,7 @@ class Engine:
     ) -> None:
         self._ptr: Any = None
         self._pid = os.getpid()
-        self._ending = threading.Lock()  # between `cancel` and `close`
+        self._ending = threading.RLock()  # between `cancel` and `close`; a signal handler may call both inside them
         _fork.check_new()
         self._ffi, self._lib, _ = _ffi.load()
         _log.install()
@@ -94,8 +94,8 @@ class Engine:
             return
         with self._ending:
             ptr, self._ptr = self._ptr, None
-        if ptr is not None:
-            self._ffi.release(ptr)
+        # Frees it; or the `cancel` does that a signal handler has called this from, when it has used its own reference
+        del ptr
 
     def cancel(self) -> None:
         """Makes a running :meth:`prompt` or :meth:`decode` raise CancelledError soon. From any thread."""

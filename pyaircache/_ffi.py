@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from cffi import FFI
 from .errors import EngineError
 
 HEADER = "pyaircache.h"
+
+once = threading.RLock()
+"""Held while something is set up that a process has once: functools.cache alone lets two threads do it twice."""
 _BEGIN, _END = "// cffi-begin", "// cffi-end"
 
 
@@ -89,13 +93,18 @@ def declarations(header: str) -> str:
     return header[begin + len(_BEGIN) : end].replace("PAC_API ", "")
 
 
-@functools.cache
 def load() -> Binding:
     """Loads the engine library once per process.
 
     Raises:
         EngineError: It is missing, or the system's loader refuses it.
     """
+    with once:  # the types of one FFI object are unknown to another
+        return _load()
+
+
+@functools.cache
+def _load() -> Binding:
     path = find_library()
     ffi = FFI()
     ffi.cdef(declarations(find_header(path).read_text(encoding="utf-8")))

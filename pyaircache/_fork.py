@@ -12,6 +12,7 @@ import functools
 import os
 import threading
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cffi import FFI
@@ -72,15 +73,22 @@ def _openmp() -> Any:
 
 
 def _before() -> None:
-    if _ffi.load.cache_info().currsize and (openmp := _openmp()) is not None:
+    _ffi.once.acquire()  # if another thread had it, the child would wait for ever
+    if _ffi._load.cache_info().currsize and (openmp := _openmp()) is not None:
         openmp.omp_pause_resource_all(_HARD)
+
+
+def _after() -> None:
+    with suppress(RuntimeError):  # an interrupt came before the lock was taken
+        _ffi.once.release()
 
 
 def _after_in_child() -> None:
     global _unsafe
+    _after()
     _unsafe = _unsafe or any(gate.used_elsewhere(threading.get_ident()) for gate in _gates)
     _gates.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_child=_after_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after_in_child)

@@ -27,7 +27,7 @@ class Lease:
     interrupt could leave the gate shut. The queue holds leases weakly, so that a forgotten one opens it as well.
     """
 
-    __slots__ = ("__weakref__", "cancelled", "gate", "question", "ref", "stream", "thread", "turn", "what")
+    __slots__ = ("__weakref__", "caller", "cancelled", "gate", "question", "ref", "stream", "thread", "turn", "what")
 
     def __init__(self, gate: Gate, what: str, *, question: bool = False) -> None:
         self.gate = gate
@@ -37,6 +37,8 @@ class Lease:
         """For messages: what the holder does."""
         self.thread: int | None = None
         """The thread that is inside, at this moment; None: waiting, or held by an object that nobody is calling."""
+        self.caller: int | None = None
+        """The thread whose call this is, waiting or inside; None: held by an object, which any thread may use."""
         self.stream: Callable[[], Any] = lambda: None
         """A weak reference to the streamed answer that holds the lease, if one does."""
         self.cancelled = False
@@ -85,7 +87,7 @@ class Gate:
 
         Raises:
             BusyError: The time is over, or the wait could never end.
-            StateError: The thread is inside already.
+            StateError: The thread is inside already, or waits in the queue already.
         """
         try:
             try:
@@ -103,7 +105,7 @@ class Gate:
             try:
                 self._wait(lease, timeout)
                 result = body()
-                lease.thread = None
+                lease.thread = lease.caller = None
                 return result
             except BaseException:
                 self.release(lease)
@@ -129,12 +131,14 @@ class Gate:
     def _wait(self, lease: Lease, timeout: float | None, waiting: Callable[[], object] = lambda: None) -> None:
         began = time.monotonic()
         warned = False
+        lease.caller = threading.get_ident()
         self._queue.append(lease.ref)
+        self._refuse_nested(lease)
         while True:
             waiting()
             first = self.holder
             if first is lease:
-                lease.thread = threading.get_ident()
+                lease.thread = lease.caller
                 return
             waited = time.monotonic() - began
             if first is not None:
@@ -143,14 +147,21 @@ class Gate:
             first = None
             lease.turn.acquire(timeout=_LOOK_S if timeout is None else max(0.0, min(_LOOK_S, timeout - waited)))
 
+    def _refuse_nested(self, lease: Lease) -> None:
+        """Refuses a call from the middle of another one of the same thread, which would wait for itself."""
+        for ref in self._queue[:]:
+            earlier = ref()
+            if earlier is lease:
+                return
+            if earlier is not None and lease.caller in (earlier.thread, earlier.caller):
+                raise StateError(
+                    "a policy must not use the Chat that called it, nor may a signal handler or a callback: "
+                    f"this thread is in the middle of {earlier.what}"
+                )
+
     @staticmethod
     def _look(first: Lease, waited: float, timeout: float | None, warned: bool) -> bool:
         """Refuses a wait that is over or cannot end; returns whether a slow one has been spoken of."""
-        if first.thread == threading.get_ident():
-            raise StateError(
-                "a policy must not use the Chat that called it, nor may a signal handler or a callback: "
-                f"this thread is in the middle of {first.what}"
-            )
         idle = first.thread is None and first.stream() is not None
         # Nobody is left who could read the stream: a wait would be one for ever
         alone = idle and len(sys._current_frames()) == 1

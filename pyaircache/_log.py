@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import logging
 import sys
 import threading
@@ -42,14 +41,23 @@ class _Line(threading.local):
 _listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
 _line = _Line()
 _interrupt: BaseException | None = None  # a Ctrl-C that fell into the callback
+_callbacks: list[Any] = []  # what C knows, or has known: kept for ever, since a thread may be inside
+_installed: Any = None  # the one that C knows
 
 
-@functools.cache
 def install() -> Any:
     """Sends llama.cpp's log here, once for the whole process.
 
     The callback is never taken back or replaced, since a thread may be inside it: only at Python's end C forgets it.
     """
+    global _installed
+    with _ffi.once:
+        if _installed is None:
+            _installed = _install()
+        return _installed
+
+
+def _install() -> Any:
     ffi, lib, _ = _ffi.load()
 
     def write(level: int, text: Any, user_data: Any) -> None:
@@ -59,6 +67,7 @@ def install() -> Any:
             _write(_line.level, ffi.string(text))
 
     callback = ffi.callback("pac_log_callback", write, onerror=_keep_interrupt)
+    _callbacks.append(callback)
     atexit.register(lib.pac_log_set, ffi.NULL, ffi.NULL)
     lib.pac_log_set(callback, ffi.NULL)
     return callback

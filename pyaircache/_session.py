@@ -50,13 +50,17 @@ def unless_cancelled(call: Callable[[], Result], cancelled: Callable[[], bool]) 
         CancelledError: This one was meant.
     """
     while True:
-        if cancelled():
-            raise CancelledError(CANCELLED)
+        _refuse_cancelled(cancelled)
         try:
             return call()
         except CancelledError:
             if cancelled():
                 raise CancelledError(CANCELLED) from None
+
+
+def _refuse_cancelled(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise CancelledError(CANCELLED)
 
 
 class Session:
@@ -121,8 +125,7 @@ class Session:
         with ProgressLine() as line:
 
             def progress(stage: int, done: int, total: int) -> None:
-                if cancelled():
-                    raise CancelledError(CANCELLED)
+                _refuse_cancelled(cancelled)
                 line(stage, done, total)
 
             if turns:
@@ -177,15 +180,20 @@ class Session:
             decoded = 0
         self._decode(last.tokens[decoded:], cancelled)
 
-    def _compress(self, turn: Turn) -> tuple[Scores, Compression]:
-        """Compresses as the turn says. The scores are empty when a policy's sets are evicted once more."""
+    def _compress(self, turn: Turn, cancelled: Callable[[], bool]) -> tuple[Scores, Compression]:
+        """Compresses as the turn says. The scores are empty when a policy's sets are evicted once more.
+
+        The engine does not stop in the middle of this: a cancel is seen between its steps.
+        """
         assert turn.method is not None
         if turn.policy is None:
             return self.engine.compress(turn.method)
         if turn.kept is not None:
             return _NO_SCORES, self.engine.evict(turn.kept)
         scores = self.engine.score(turn.method)
+        _refuse_cancelled(cancelled)
         turn.kept, ms_policy = kept_sets(turn.policy, turn.method, scores.scores, scores.alive)
+        _refuse_cancelled(cancelled)
         strength, skewness = _policy.statistics(scores.scores)
         result = self.engine.evict(turn.kept)
         return scores, replace(result, strength=strength, skewness=skewness, ms_score=scores.ms + ms_policy)
@@ -203,7 +211,8 @@ class Session:
             lambda: self.engine.prompt(turn.fed, turn.images, reserve=_RESERVE, observe=observe, progress=progress),
             cancelled,
         )
-        compressed = self._compress(turn) if turn.method is not None else None
+        compressed = self._compress(turn, cancelled) if turn.method is not None else None
+        _refuse_cancelled(cancelled)
         stats = self.engine.stats()
         turn.n_prompt, turn.n_past = prompt.n_tokens, stats.n_past
         if report is None:

@@ -46,8 +46,8 @@ class AnswerStream(Iterator[str]):
     Any thread may read it, several too: each piece goes to one of them. The Chat is busy until the answer is complete,
     the stream is closed (`close`), cancelled (`Chat.cancel`) or dropped, or its ``with`` block ends. A stream that is
     closed or dropped early leaves what was generated until then as the assistant's answer. One that is cancelled or
-    interrupted, that fails, or whose ``with`` block ends by an exception, leaves the conversation as it was before the
-    question.
+    interrupted, that fails, that is dropped before its first token, or whose ``with`` block ends by an exception,
+    leaves the conversation as it was before the question.
     """
 
     def __init__(self, session: Session, question: Question, started: float, lease: Lease, owner: object) -> None:
@@ -60,7 +60,7 @@ class AnswerStream(Iterator[str]):
         self._decodes = 0
         self._done = False
         self._kept = False  # whether the answer is a part of the conversation
-        self._ending = ""  # why somebody else wants the stream to end
+        self._ending = ""  # why somebody else wants the stream to end; the last attribute: see __del__
 
     @property
     def report(self) -> Report:
@@ -120,6 +120,10 @@ class AnswerStream(Iterator[str]):
         self._ending = why
         self._obey()
 
+    def abandon(self, exc: BaseException) -> None:
+        """Ends a stream that does not reach its caller: the question never was."""
+        self._finish(_reason(exc))
+
     def __enter__(self) -> AnswerStream:
         return self
 
@@ -128,7 +132,8 @@ class AnswerStream(Iterator[str]):
 
     def __del__(self) -> None:
         if hasattr(self, "_ending"):  # else __init__ failed
-            self.close()
+            # One without a token was lost on its way to the caller, by a Ctrl-C: nobody has dropped an answer
+            self._close("closed" if self._question.turn.tokens else "interrupted")
 
     def __reduce__(self) -> Any:
         raise UnsupportedError("a streamed answer belongs to its process: read() it and pass the answer on")
@@ -142,13 +147,19 @@ class AnswerStream(Iterator[str]):
             return
         # A thread in the middle of a step makes this a BusyError, and comes here afterwards
         with suppress(StateError):
-            reason = "cancelled" if self._ending == CANCELLED else "closed"
-            self._steps.hold(Lease(self._steps, "ending a streamed answer"), lambda: self._finish(reason), timeout=0)
+            self._steps.hold(Lease(self._steps, "ending a streamed answer"), self._finish_as_asked, timeout=0)
+
+    def _finish_as_asked(self) -> None:
+        self._finish("cancelled" if self._ending == CANCELLED else "closed")
 
     def _advance(self) -> str:
         """One piece of text; the caller holds `_steps`."""
         turn = self._question.turn
         before = len(turn.answer)
+        if not self._done and self._ending:  # readers who queue for their steps must not keep it open
+            self._finish_as_asked()
+        if not self._done and not self._held:
+            self._finish("interrupted")
         outside, self._lease.thread = self._lease.thread, threading.get_ident()
         try:
             while not self._done and len(turn.answer) == before:
@@ -214,14 +225,25 @@ class AnswerStream(Iterator[str]):
         self._lease.gate.release(self._lease)
         self._owner = None
 
+    @property
+    def _held(self) -> bool:
+        """Whether the Chat is still this stream's: else the next question may be at the engine already."""
+        return self._lease.gate.holder is self._lease
+
     def _conclude(self, reason: str) -> None:
+        # The place is gone when `ask` failed while an exception's frames keep the stream, or when the garbage collector
+        # found the stream in a cycle: it clears the queue's weak reference before it finalises
+        held = self._held
+        if not held and reason not in _LOST:
+            reason = "interrupted"
         turn, report = self._question.turn, self._question.report
         turn.answer += self._utf8.decode(b"", final=True)
         report.stop_reason, report.answer_tokens = reason, len(turn.tokens)
         report.ms_decode = self._busy_s * 1e3
         report.tokens_per_second = self._decodes / self._busy_s if self._busy_s > 0.0 else 0.0
-        stats = self._session.engine.stats()
-        report.n_decodes, report.n_graphs_reused = stats.n_decodes, stats.n_graphs_reused
+        if held:
+            stats = self._session.engine.stats()
+            report.n_decodes, report.n_graphs_reused = stats.n_decodes, stats.n_graphs_reused
         if reason not in _LOST:
             self._session.commit(self._question)
             self._kept = True

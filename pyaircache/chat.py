@@ -240,11 +240,15 @@ class Chat:
             if keep is not None and options.keep != asked.report.keep:
                 _without_effect(options.keep, asked.report.keep, bool(asked.turns[0].images))
             answer = AnswerStream(self._session, asked, started, lease, self)
-            if stream:
-                lease.stream = weakref.ref(answer)
-            if lease.cancelled:
-                raise CancelledError(CANCELLED)
-            return answer
+            try:
+                if stream:
+                    lease.stream = weakref.ref(answer)
+                if lease.cancelled:  # by a thread that did not see the stream yet
+                    raise CancelledError(CANCELLED)
+                return answer
+            except BaseException as exc:
+                answer.abandon(exc)
+                raise
 
         if stream:
             return self._gate.enter(lease, begin, seconds)
@@ -256,7 +260,7 @@ class Chat:
         During the prompt or the answer, its ``ask`` raises CancelledError. A streamed answer ends, whoever reads it:
         the next ``next()`` raises CancelledError. The conversation is as it was before the question. Questions that
         wait for their turn are not meant. The encoding of a picture stops between two layers of the vision tower, the
-        evaluation of a prompt on a CPU between two operations.
+        evaluation of a prompt on a CPU between two operations, the compression behind its step.
 
         Returns:
             Whether there was a question to stop.

@@ -6,6 +6,7 @@ silently; ``PYAIRCACHE_NO_ENGINE=1`` skips them on purpose. Those on ``fake_engi
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 from fake_engine import NAMED, FakeEngine
 
-from pyaircache import Chat, _ffi, _files, _log, _policy, chat
+from pyaircache import Chat, _ffi, _files, _log, _policy
+from pyaircache import chat as chat_module
 
 
 class Sample(NamedTuple):
@@ -62,7 +64,21 @@ def real_chat(shared_chat: Chat) -> Iterator[Chat]:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
     """Makes ``Chat("fake.gguf")`` use FakeEngine instead of the library."""
-    monkeypatch.setattr(chat, "Engine", FakeEngine)
+    monkeypatch.setattr(chat_module, "Engine", FakeEngine)
     monkeypatch.setattr(_policy, "named_methods", lambda: NAMED)
     monkeypatch.setattr(_files, "resolve", lambda model, mmproj: (Path(model or "fake.gguf"), None))
     return FakeEngine
+
+
+@pytest.fixture
+def chat(fake: type[FakeEngine]) -> Iterator[Chat]:
+    """A Chat without a model."""
+    with Chat("fake.gguf", keep=0.5) as chat:
+        yield chat
+
+
+@pytest.fixture
+def pool() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
+    """Threads to call a Chat from."""
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        yield pool

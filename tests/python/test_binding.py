@@ -60,7 +60,7 @@ def test_missing_library(monkeypatch, tmp_path):
     monkeypatch.setenv("PYAIRCACHE_LIB", str(library))
     assert _ffi.find_library() == library.resolve()
     with pytest.raises(errors.EngineError, match="cannot be loaded"):
-        _ffi.load.__wrapped__()
+        _ffi._load.__wrapped__()
 
 
 def test_errors_form_one_family():

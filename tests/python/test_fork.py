@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pyaircache import BusyError, Chat, ForkError, StateError
+from pyaircache import BusyError, Chat, ForkError, StateError, _ffi
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 
@@ -147,3 +147,16 @@ def test_multiprocessing(parent, samples, method):
     with multiprocessing.get_context(method).Pool(2) as pool:
         jobs = [pool.apply_async(answer_of_a_new_chat, (str(s.picture), s.question)) for s in samples[:2]]
         assert [job.get(HANGS_S) for job in jobs] == [s.answer for s in samples[:2]]
+
+
+@ignore_fork_warning
+def test_a_fork_leaves_no_lock_of_the_library_shut(engine):
+    """Any thread can load it afterwards, here and in the child."""
+
+    def loads() -> bool:
+        thread = threading.Thread(target=_ffi.load, daemon=True)
+        thread.start()
+        thread.join(HANGS_S / 4)
+        return not thread.is_alive()
+
+    assert in_child(loads) and loads()

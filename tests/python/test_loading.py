@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 
 import pytest
 
-from pyaircache import ArgumentError, Chat, EngineError, ModelError, ProjectorError, StateError, _files
+from pyaircache import ArgumentError, Chat, EngineError, ModelError, ProjectorError, StateError, _engine, _files
+from pyaircache._engine import Engine
 
 
 def test_close_is_repeatable(engine, samples):
@@ -87,3 +89,32 @@ def test_a_dropped_chat_frees_its_model(engine):
     pointer = chat._engine
     del chat
     assert pointer.closed
+
+
+@pytest.mark.parametrize("handler", [Engine.cancel, Engine.close])
+def test_a_signal_handler_in_the_middle_of_a_cancel(engine, monkeypatch, handler):
+    """It comes between two bytecodes: after the engine's pointer has been read, before C gets it."""
+    freed, cancelled = [], []
+    free = _engine._free
+    monkeypatch.setattr(_engine, "_free", lambda *arguments: (freed.append(True), free(*arguments)))
+    model, mmproj = _files.resolve(None, None)
+    loaded = Engine(model, mmproj, n_threads=1, n_ctx=256)
+
+    class Library:
+        """The engine's, with a signal in front of the first pac_cancel."""
+
+        def pac_cancel(self, pointer: object) -> None:
+            loaded._lib = engine.lib
+            handler(loaded)
+            assert not freed
+            engine.lib.pac_cancel(pointer)
+            cancelled.append(True)
+
+    loaded._lib = Library()
+    thread = threading.Thread(target=loaded.cancel, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert cancelled, "the cancel waits for itself"
+    assert freed == [True] * (handler is Engine.close)
+    loaded.close()
+    assert loaded.closed and freed == [True]

@@ -35,6 +35,28 @@ def test_there_is_one_callback_for_ever(engine):
     assert _log.install() is callback
 
 
+FIRST = """
+import sys, threading
+from pyaircache import _ffi, _log
+sys.setswitchinterval(1e-6)
+start = threading.Barrier(8)
+found = []
+def install():
+    start.wait(60)
+    found.append((_log.install(), _ffi.load()))
+threads = [threading.Thread(target=install) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(found), len({id(callback) for callback, _ in found}), len({id(binding) for _, binding in found}))
+"""
+
+
+def test_threads_that_come_first_at_once_install_one_callback(engine):
+    command = [sys.executable, "-X", "faulthandler", "-c", FIRST]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stdout) == (0, "8 1 1\n"), done.stderr[-3000:]
+
+
 def test_lines_become_records(write, caplog):
     caplog.set_level(logging.DEBUG, "pyaircache")
     for level, text in [(1, b"debug\n"), (INFO, b"one "), (CONTINUED, b"line\ntw"), (CONTINUED, b"o\n"), (WARN, b"w\n"),

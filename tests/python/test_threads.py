@@ -1,21 +1,19 @@
-"""A Chat and several threads: queues, streams, cancel, close, interrupts at any line. On the engine without a model."""
+"""A Chat and several threads: queues, streams, close. On the engine without a model."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import copy
 import gc
 import pickle
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine
+from threading_tools import IMAGE, PATIENCE, Stopped, queued, until
 
 from pyaircache import (
     ArgumentError,
@@ -29,41 +27,6 @@ from pyaircache import (
     UnsupportedError,
     _gate,
 )
-from pyaircache._gate import Gate, Lease
-
-IMAGE = np.zeros((28, 28, 3), np.uint8)
-PATIENCE = 30  # seconds until a test says that something hangs
-
-
-@pytest.fixture
-def chat(fake: type[FakeEngine]) -> Iterator[Chat]:
-    with Chat("fake.gguf", keep=0.5) as chat:
-        yield chat
-
-
-@pytest.fixture
-def pool() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        yield pool
-
-
-def queued(chat: Chat, count: int) -> None:
-    """Returns when so many calls are in the Chat's queue."""
-    while len(chat._gate._queue) < count:
-        threading.Event().wait(0.001)  # only hands the processor on: what is waited for is the length
-
-
-class Stopped:
-    """The engine's next call of a name stops until it is let go on."""
-
-    def __init__(self, chat: Chat, name: str) -> None:
-        self.entered, self.go_on = threading.Event(), threading.Event()
-        chat._engine.hooks[name] = self._stop  # type: ignore[attr-defined]
-
-    def _stop(self) -> None:
-        self.entered.set()
-        assert self.go_on.wait(PATIENCE)
-
 
 # -- queue -------------------------------------------------------------------------------------------------------------
 
@@ -294,6 +257,23 @@ def test_close_ends_a_stream_after_the_step_that_is_running(fake, pool):
         next(stream)
 
 
+def test_close_is_not_kept_waiting_by_readers_who_queue_for_a_stream(chat, pool):
+    stream = chat.ask(IMAGE, "What?", stream=True)
+    next(stream)
+    stopped = Stopped(chat, "decode")
+    first = pool.submit(next, stream)
+    assert stopped.entered.wait(PATIENCE)
+    second = pool.submit(next, stream)
+    until(lambda: len(stream._steps._queue) == 2)
+    closing = pool.submit(chat.close)
+    until(lambda: stream._ending)
+    stopped.go_on.set()
+    assert first.result(PATIENCE) == "e"
+    with pytest.raises(StateError, match="was closed"):
+        second.result(PATIENCE)
+    closing.result(PATIENCE)
+
+
 def test_a_close_that_came_too_early_leaves_the_chat_open(chat, pool):
     stopped = Stopped(chat, "prompt")
     asking = pool.submit(chat.ask, IMAGE, "What?")
@@ -303,215 +283,6 @@ def test_a_close_that_came_too_early_leaves_the_chat_open(chat, pool):
     stopped.go_on.set()
     assert asking.result(PATIENCE) == "hello"
     assert chat.ask(None, "And?") == "hello"
-
-
-# -- cancel ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("call", ["prompt", "decode", "sample"])
-@pytest.mark.parametrize("image", [IMAGE, None])
-def test_cancel_stops_an_ask(chat, pool, call, image):
-    chat.ask(IMAGE, "One?")
-    stopped = Stopped(chat, call)
-    asking = pool.submit(chat.ask, image, "Two?")
-    assert stopped.entered.wait(PATIENCE)
-    assert chat.cancel()
-    stopped.go_on.set()
-    with pytest.raises(CancelledError, match="the conversation is as it was"):
-        asking.result(PATIENCE)
-    assert [turn.answer for turn in chat._session.turns] == ["hello"]
-    assert chat.ask(None, "Three?") == "hello"
-    assert len(chat._session.turns) == 2
-
-
-def test_cancel_between_batches_of_the_prompt(chat, monkeypatch):
-    """The engine forgets a cancel that came before its call; the next progress report sees it."""
-
-    def cancel(self: object, stage: int, done: int, total: int) -> None:
-        chat.cancel()
-        chat._engine.cancelled.clear()
-
-    chat.ask(IMAGE, "One?")
-    with monkeypatch.context() as patch:
-        patch.setattr("pyaircache._session.ProgressLine.__call__", cancel)
-        with pytest.raises(CancelledError):
-            chat.ask(None, "Two?")
-    assert chat.ask(None, "Three?") == "hello"
-
-
-def test_cancel_frees_a_stream_that_nobody_reads(chat):
-    stream = chat.ask(IMAGE, "What?", stream=True)
-    next(stream)
-    assert chat.cancel()
-    assert chat.ask(None, "And?") == "hello"
-    assert [turn.content for turn in chat._session.turns] == ["And?"]
-    assert stream.report.stop_reason == "cancelled"
-    for _ in range(2):
-        with pytest.raises(CancelledError):
-            next(stream)
-
-
-def test_cancel_ends_a_stream_that_is_being_read(chat, pool):
-    stream = chat.ask(IMAGE, "What?", stream=True)
-    next(stream)
-    stopped = Stopped(chat, "decode")
-    reading = pool.submit(list, stream)
-    assert stopped.entered.wait(PATIENCE)
-    assert chat.cancel()
-    stopped.go_on.set()
-    with pytest.raises(CancelledError):
-        reading.result(PATIENCE)
-    assert stream.report.stop_reason == "cancelled" and chat._session.turns == []
-    assert chat.ask(None, "And?") == "hello"
-
-
-def test_cancel_means_the_running_question_only(chat, pool):
-    assert not chat.cancel()
-    stopped = Stopped(chat, "prompt")
-    first = pool.submit(chat.ask, None, "One?")
-    assert stopped.entered.wait(PATIENCE)
-    second = pool.submit(chat.ask, None, "Two?")
-    queued(chat, 2)
-    chat.cancel()
-    stopped.go_on.set()
-    with pytest.raises(CancelledError):
-        first.result(PATIENCE)
-    assert second.result(PATIENCE) == "hello"
-    assert not chat.cancel()
-    chat.close()
-    assert not chat.cancel()
-
-
-def test_a_cancel_that_comes_too_late_does_not_hit_the_next_question(chat):
-    for call in ("prompt", "decode"):
-        chat._engine.hooks[call] = chat._engine.cancel  # as if the question before were meant
-        assert chat.ask(None, "What?") == "hello"
-
-
-# -- interrupts at any line --------------------------------------------------------------------------------------------
-
-
-class Interrupter:
-    """Raises KeyboardInterrupt before the n-th line of this package's Python."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def __enter__(self) -> Interrupter:
-        sys.settrace(self._trace)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        sys.settrace(None)
-
-    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        if "pyaircache" not in frame.f_code.co_filename or _in_finaliser(frame):
-            return None
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self._trace
-
-
-def _in_finaliser(frame: FrameType | None) -> bool:
-    """What a finaliser raises reaches nobody: Python prints it."""
-    while frame is not None and frame.f_code.co_name != "__del__":
-        frame = frame.f_back
-    return frame is not None
-
-
-def ask(chat: Chat) -> None:
-    chat.ask(None, "Two?")
-
-
-def stream(chat: Chat) -> None:
-    list(chat.ask(None, "Two?", stream=True))
-
-
-def stream_in_a_block(chat: Chat) -> None:
-    with chat.ask(None, "Two?", stream=True) as stream:
-        next(stream)
-        next(stream)
-
-
-def closed_stream(chat: Chat) -> None:
-    stream = chat.ask(None, "Two?", stream=True)
-    try:
-        next(stream)
-    finally:
-        stream.close()
-
-
-@pytest.mark.parametrize("call", [ask, Chat.reset])
-def test_an_interrupt_at_any_line_leaves_the_chat_usable(fake, call: Callable[[Chat], None]):
-    chat = Chat("fake.gguf")
-    for n in range(1, 10_000):
-        chat.reset(timeout=0)
-        chat.ask(None, "One?")
-        try:
-            with Interrupter(n):
-                call(chat)
-        except KeyboardInterrupt as exc:
-            # `exc` still holds on to the frames and all that is in them
-            turns = [(turn.content, turn.answer) for turn in chat._session.turns]
-            if call is ask:  # as it was before, or complete: never a half
-                assert turns in ([("One?", "hello")], [("One?", "hello"), ("Two?", "hello")]), exc
-            check_usable(chat)
-        else:
-            break
-    assert n > 20
-
-
-@pytest.mark.parametrize("call", [stream, stream_in_a_block, closed_stream])
-def test_an_interrupt_at_any_line_of_a_stream_leaves_the_chat_usable(fake, call: Callable[[Chat], None]):
-    chat = Chat("fake.gguf")
-    for n in range(1, 10_000):
-        chat.reset(timeout=0)
-        chat.ask(None, "One?")
-        try:
-            with Interrupter(n):
-                call(chat)
-            break
-        except KeyboardInterrupt:
-            pass
-        # The exception is forgotten, and with it a stream whose close() was interrupted in its first line
-        check_usable(chat)
-    assert n > 100
-
-
-def check_usable(chat: Chat) -> None:
-    """The Chat answers at once, and its engine holds the conversation."""
-    chat.ask(None, "Three?", timeout=0)
-    assert (chat._session.turns[-1].content, chat._session.turns[-1].answer) == ("Three?", "hello")
-    log: list[Any] = chat._engine.log  # type: ignore[attr-defined]
-    texts = [entry[1] for entry in log[len(log) - log[::-1].index("reset") :] if isinstance(entry, tuple)]
-    assert "".join(texts).count("user") == len(chat._session.turns)
-
-
-def test_an_interrupt_at_any_line_of_close(fake):
-    for n in range(1, 10_000):
-        chat = Chat("fake.gguf")
-        try:
-            with Interrupter(n):
-                chat.close()
-        except KeyboardInterrupt:
-            chat.close(timeout=0)
-            assert chat._engine.closed
-        else:
-            break
-    assert n > 10
-
-
-def test_a_forgotten_lease_opens_the_gate():
-    gate = Gate()
-    lease = Lease(gate, "something")
-    gate.enter(lease, lambda: None)
-    with pytest.raises(BusyError, match="something"):
-        gate.hold(Lease(gate, "other"), lambda: None, timeout=0)
-    del lease
-    assert gate.hold(Lease(gate, "other"), lambda: 3, timeout=0) == 3
 
 
 # -- copies ------------------------------------------------------------------------------------------------------------
