@@ -33,7 +33,7 @@ from hypothesis.extra import numpy as hnp
 
 from pyaircache import _policy
 from pyaircache._engine import Engine
-from pyaircache.errors import ArgumentError, PyAircacheError
+from pyaircache.errors import ArgumentError, PyAircacheError, StateError
 
 NAMED = _policy.named_methods()
 FAMILIES = ("gqa-0", "mha-0", "internvl-0", "gqa-0" + TWO_THREADS)
@@ -274,13 +274,16 @@ def test_merged_tokens_cannot_be_hidden(made: Families) -> None:
 
 
 def test_one_observation_serves_smaller_ones(family: Family) -> None:
-    """What was observed for the sums of all tokens can be scored by any window of text."""
+    """What was observed for all text can be scored by any window of text; sums of all tokens hold no queries."""
     case, engine = family.case(0, 3), family.engine()
-    for name in ("aircache", "snapkv", "vlcache"):
+    for name in ("aircache", "snapkv"):
         case.ask(engine, observe=NAMED[name])
         alone = engine.score(NAMED[name]).scores
-        case.ask(engine, observe=NAMED["h2o"])
+        case.ask(engine, observe=NAMED["vlcache"])
         np.testing.assert_array_equal(engine.score(NAMED[name]).scores, alone)
+        case.ask(engine, observe=NAMED["h2o"])
+        with pytest.raises(StateError, match="observed"):
+            engine.score(NAMED[name])
 
 
 def test_spans_name_their_picture(family: Family) -> None:
