@@ -17,6 +17,21 @@ static llama_aircache_method method_of(const std::string & name) {
     return res;
 }
 
+// AddressSanitizer's operator new goes before the library's, so that no allocation fails on purpose.
+#if defined(__has_feature)
+#    if __has_feature(address_sanitizer)
+#        define OTHER_NEW 1
+#    endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#    define OTHER_NEW 1
+#endif
+#ifdef OTHER_NEW
+static constexpr bool ALLOCATIONS_FAIL = false;
+#else
+static constexpr bool ALLOCATIONS_FAIL = true;
+#endif
+
 // one question: its prompt's logits, and those of what follows
 using answer = std::vector<std::vector<float>>;
 
@@ -84,6 +99,9 @@ static void every_fault_once() {
         CHECK(ask(ctx.get(), method, want) == LLAMA_AIRCACHE_OK);
 
         for (const char * point : { "*", "alloc" }) {
+            if (strcmp(point, "alloc") == 0 && !ALLOCATIONS_FAIL) {
+                continue;
+            }
             llama_aircache_fault_arm(point, 0);
             CHECK(ask(ctx.get(), method, got) == LLAMA_AIRCACHE_OK);
             CHECK(got == want);
@@ -141,7 +159,7 @@ static void masks_fail_whole() {
         int32_t n_visual;
         CHECK(llama_aircache_dims(ctx.get(), 0, nullptr, &n_visual, nullptr) == 0 && n_visual == 90); // still observed
     }
-    CHECK(n > 10);
+    CHECK(n > 10 || !ALLOCATIONS_FAIL);
     llama_aircache_fault_arm("", 0);
 }
 
