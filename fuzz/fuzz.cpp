@@ -2,6 +2,7 @@
 
 #include "ggml-backend.h"
 #include "gguf.h"
+#include "llama.h"
 
 #include <algorithm>
 #include <cstring>

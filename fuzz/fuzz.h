@@ -1,13 +1,13 @@
 // What the fuzz targets share: bytes that become choices, edits of a valid input, a tiny random model.
 #pragma once
 
-#include "llama.h"
-
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
+
+struct llama_model;
 
 // called by libFuzzer, or by replay.cpp
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size);

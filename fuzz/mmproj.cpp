@@ -5,6 +5,7 @@
 
 #include "ggml.h"
 #include "gguf.h"
+#include "llama.h"
 #include "mtmd-helper.h"
 #include "mtmd.h"
 
