@@ -34,7 +34,7 @@ demo: build
 	$(PY) -m pyaircache.demo
 
 test: build $(VENV)/tests.done stock
-	$(PY) -m pytest -n $(TEST_JOBS) --dist loadscope $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Nothing here makes a model or starts a server. What is added must not take more than a few seconds.
 CHECKS := tests/bench/test_figures.py tests/bench/test_scripts.py tests/build/test_fetch.py \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from pyaircache import _ffi, _files  # noqa: E402
+
+# A shell starts what runs in the background with Ctrl-C ignored, and that is inherited by all that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 20.0  # a server that has not answered by then will not

@@ -26,9 +26,9 @@ struct aircache_jinja_budget {
     }
 };
 
-// n bytes or elements are made
+// n bytes or elements are made; a string of many pieces takes some 30 times its length
 inline void aircache_jinja_spend(uint64_t n) {
-    aircache_jinja_budget::current().spend(1 + n/64);
+    aircache_jinja_budget::current().spend(1 + n/16);
 }
 
 // lives while an expression or statement is parsed or run

@@ -115,28 +115,28 @@ def test_losses_fall(vocabulary, batch) -> None:
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch) -> None:
-    """Four steps at once, and four of which some were lost and done again: the same weights."""
+    """Ten steps at once, and ten of which some were lost and done again: the same weights."""
     monkeypatch.setattr(train, "CURRICULUM", ((1.0, ((5, 11),), 1, 2),))
     monkeypatch.setattr(train, "SIZES", ())
     monkeypatch.setattr(train, "train_tokenizer", lambda seed: train_tokenizer(seed, n_pages=20))
 
     def run(folder):
-        options = [str(folder), "--steps", "4", "--threads", "1", "--save-every", "2"]
+        options = [str(folder), "--steps", "10", "--threads", "1", "--save-every", "5"]
         return CliRunner().invoke(train.main, options)
 
     assert run(tmp_path / "whole").exit_code == 0
     real, count = train.train_step, iter(range(100))
 
     def dying(*args):
-        if next(count) == 3:
+        if next(count) == 7:
             raise KeyboardInterrupt
         return real(*args)
 
     monkeypatch.setattr(train, "train_step", dying)
-    assert run(tmp_path / "cut").exit_code != 0  # leaves the checkpoint of step 2
+    assert run(tmp_path / "cut").exit_code != 0  # leaves the checkpoint of step 5
     monkeypatch.setattr(train, "train_step", real)
     assert run(tmp_path / "cut").exit_code == 0
     whole, again = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "cut"))
-    assert again["step"] == whole["step"] == 4
+    assert again["step"] == whole["step"] == 10
     for name, tensor in whole["net"].items():
         torch.testing.assert_close(again["net"][name], tensor, msg=name)
