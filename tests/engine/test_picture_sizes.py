@@ -21,8 +21,7 @@ FAMILIES = ("llava llama", "onevision", "qwen2vl", "internvl-chat qwen2")
 MOST = {"qwen2vl": 200}  # how many times as long as the other a side may be; of the others 1000
 
 # A picture in C is there three times: the caller's, mtmd's and the preprocessor's. The rest: what the tower takes for
-# its tiles, a few of them, and the resizing of one row after the other. Qwen's tower takes the whole picture at once, up
-# to a number of tokens.
+# its tiles, a few of them, and the resizing of one row after the other. Qwen's tower takes the whole picture at once.
 FACTOR, ROOM = 3, 64 << 20
 
 
