@@ -49,7 +49,7 @@ static llama_context * context(bool unified, bool sliding) {
 static int32_t decode(llama_context * ctx, llama_seq_id seq, llama_pos pos, int n) {
     llama_batch batch = llama_batch_init(n, 0, 1);
     for (int i = 0; i < n; ++i) {
-        batch.token[i]     = 3 + (pos + i)*7 % 250;
+        batch.token[i]     = 3 + ((int64_t) pos + i)*7 % 250;
         batch.pos[i]       = pos + i;
         batch.n_seq_id[i]  = 1;
         batch.seq_id[i][0] = seq;
