@@ -19,9 +19,9 @@ import numpy as np
 import random_gguf
 from tqdm import tqdm
 
-from pyaircache import _ffi
-from pyaircache._engine import Engine, version
-from pyaircache._structs import Message
+from pyaircache.engine import library
+from pyaircache.engine.engine import Engine, version
+from pyaircache.engine.structs import Message
 from pyaircache.errors import PyAircacheError
 
 CACHE = Path(__file__).resolve().parent / ".cache"  # made GGUFs; git-ignored
@@ -148,7 +148,7 @@ class Settings:
         assert mmproj is not None
         n_ctx = rounded(self.visual + reserve + TEXT_CELLS)
         try:
-            ffi, lib, _ = _ffi.load()
+            ffi, lib, _ = library.load()
             lib.pac_log_set(ffi.NULL, ffi.NULL)  # quiet
             loaded = Engine(
                 model,

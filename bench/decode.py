@@ -21,8 +21,8 @@ from bench_common import Settings
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from random_gguf import PRESETS, Shape
 
-from pyaircache._engine import Engine
-from pyaircache._structs import Method
+from pyaircache.engine.engine import Engine
+from pyaircache.engine.structs import EngineMethod
 
 
 def row_bytes(shape: Shape, cache_type: str) -> int:
@@ -44,7 +44,7 @@ def measure(
     prompt = engine.prompt(bench_common.user_turn(engine, len(pictures)), pictures, reserve=tokens, observe=keep < 1)
     kept = [prompt.n_visual] * shape.layers
     if keep < 1:
-        kept = engine.compress(Method(keep))[1].budgets.tolist()
+        kept = engine.compress(EngineMethod(keep))[1].budgets.tolist()
     n_text = prompt.n_tokens - prompt.n_visual
     before = engine.stats()
     started = time.perf_counter()

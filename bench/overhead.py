@@ -22,16 +22,16 @@ import click
 import numpy as np
 from bench_common import Settings
 
-from pyaircache import _policy
-from pyaircache._engine import Engine
-from pyaircache._structs import Method
+from pyaircache.engine import selection
+from pyaircache.engine.engine import Engine
+from pyaircache.engine.structs import EngineMethod
 
 RESERVE = 16  # cells kept free behind the prompt
 
 Parts = dict[str, float]  # milliseconds of one prompt; counts of its tokens
 
 
-def measure(engine: Engine, text: str, pictures: list[np.ndarray], method: Method | None) -> Parts:
+def measure(engine: Engine, text: str, pictures: list[np.ndarray], method: EngineMethod | None) -> Parts:
     """One prompt: milliseconds of its parts. Observes and compresses with the method; None: neither."""
     engine.reset()
     prompt = engine.prompt(text, pictures, reserve=RESERVE, observe=method or False)
@@ -78,9 +78,9 @@ def noise(plain: Sequence[float]) -> float:
 @click.option("--method", "name", default="aircache", help="A named method of the engine.")
 def main(settings: Settings, name: str) -> None:
     """Measure the overhead of observe + score + evict as a share of the prefill."""
-    method = Method(settings.keep)
+    method = EngineMethod(settings.keep)
     if name != "aircache":
-        known = _policy.named_methods()
+        known = selection.named_methods()
         if name not in known:
             raise click.UsageError(f"--method must be one of {', '.join(known)}, got {name}")
         method = replace(known[name], keep=settings.keep)

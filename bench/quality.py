@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # for zoo/, which is not installed
+sys.path.append(str(ROOT))  # for training/, which is not installed
 
 from pyaircache import Chat, Last, Method, Pool, PyAircacheError  # noqa: E402
-from pyaircache._engine import version  # noqa: E402
-from zoo.draw import draw_page, draw_size  # noqa: E402
+from pyaircache.engine.engine import version  # noqa: E402
+from training.draw import draw_page, draw_size  # noqa: E402
 
 # Points of the grid that have no name of their own: a named method, and what is different.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -105,7 +105,7 @@ def method_of(name: str) -> str | Method:
 
 
 def make_cases(count: int, seed: int) -> list[Case]:
-    """Fresh pages, of which `python -m zoo.draw` draws more, and one of each page's questions."""
+    """Fresh pages, of which `python -m training.draw` draws more, and one of each page's questions."""
     rng = np.random.default_rng((seed, 0, 0))  # training draws from (seed, step)
     cases = []
     for i in range(count):

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ROOT / "pyaircache" / "models" / "pages-vl"
+MODELS = ROOT / "pyaircache" / "data" / "pages-vl"
 CHAT = "/v1/chat/completions"
 MAX_TOKENS = 6
 FLAT = 1.05  # memory after the warm-up may grow by this

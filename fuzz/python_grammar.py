@@ -13,12 +13,12 @@ from pathlib import Path
 import atheris
 import source  # noqa: F401
 
-with atheris.instrument_imports(include=["pyaircache._checks", "pyaircache.window", "pyaircache.method"]):
+with atheris.instrument_imports(include=["pyaircache.checks", "pyaircache.window", "pyaircache.method"]):
     import words
 
     from pyaircache.errors import ArgumentError
-    from pyaircache.method import ALLOCATIONS, KEYS, SCORES, Method
-    from pyaircache.window import Pool, Window
+    from pyaircache.methods.method import ALLOCATIONS, KEYS, SCORES, Method
+    from pyaircache.methods.window import Pool, Window
 
 server = words.Server(Path(os.environ["PYAIRCACHE_BIN"]) / "window-words")
 WORDS = ["elite", "last", "text", "visual", "all", "content", "weighted", ":", "0.5", "32", "1e-3", "max", "avg", "x"]

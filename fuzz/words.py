@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from pyaircache.errors import ArgumentError
-from pyaircache.window import Window
+from pyaircache.methods.window import Window
 
 
 class Server:

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from importlib import metadata as _metadata
 
-from ._custom import Policy
-from ._structs import Info, Span
-from .answer import Answer, AnswerStream
-from .chat import Chat
+from .chat.answer import Answer, AnswerStream
+from .chat.chat import Chat
+from .engine.structs import Info, Span
 from .errors import (
     ArgumentError,
     BusyError,
@@ -38,9 +37,10 @@ from .errors import (
     UnsupportedError,
 )
 from .images import Video
-from .method import Method
-from .report import Report
-from .window import All, Elite, Last, Pool, Text, Visual, Window
+from .methods.method import Method
+from .methods.policy import Policy
+from .methods.window import All, Elite, Last, Pool, Text, Visual, Window
+from .report.report import Report
 
 try:
     __version__ = _metadata.version("pyaircache")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from ._checks import named, path, shown
+from .checks import named, path, shown
 from .errors import ArgumentError, ImageError, ImageNotFoundError, PyAircacheError
 
 

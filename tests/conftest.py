@@ -16,7 +16,8 @@ import pytest
 # work on the machine, that costs many times what they compute.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from pyaircache import _ffi, _files  # noqa: E402
+from pyaircache import model_files  # noqa: E402
+from pyaircache.engine import library  # noqa: E402
 
 # A shell starts what runs in the background with Ctrl-C ignored, and that is inherited by all that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -31,7 +32,7 @@ Program = Callable[[str], Path]
 @pytest.fixture(scope="session")
 def program() -> Program:
     """Finds a built program: in the folder PYAIRCACHE_BIN, the package's bin folder, or build/bin."""
-    folders = [folder / "bin" for folder in _ffi.package_dirs()] + [ROOT / "build" / "bin"]
+    folders = [folder / "bin" for folder in library.package_dirs()] + [ROOT / "build" / "bin"]
     if os.environ.get("PYAIRCACHE_BIN"):
         folders.insert(0, Path(os.environ["PYAIRCACHE_BIN"]))
 
@@ -49,7 +50,7 @@ def program() -> Program:
 def f32_model(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled text model with its weights in F32: Q8_0 ones round activations, which makes small errors large."""
     path = tmp_path_factory.mktemp("f32") / "bundled-F32.gguf"
-    model, _ = _files.resolve(None, None)
+    model, _ = model_files.resolve(None, None)
     command = [program("llama-quantize"), "--allow-requantize", model, path, "F32"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from pyaircache import Chat
-from pyaircache._files import bundled_dir
+from pyaircache.model_files import bundled_dir
 
 samples = bundled_dir() / "samples"
 sample = json.loads((samples / "samples.jsonl").read_text(encoding="utf-8").splitlines()[1])

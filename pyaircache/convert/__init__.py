@@ -8,11 +8,11 @@
     Chat(files.model, files.mmproj)
 
 The work is done by llama.cpp's own converter, of the commit this package is built on; it lies beside the engine
-library. A module of this package whose name has no underscore in front adds a family that the converter does not know
-(or knows in part): it registers classes with it, see `_worker`. Needs the extra ``pyaircache[convert]``.
+library. A module of `families` adds a family that the converter does not know (or knows in part): it registers classes
+with it, see `worker`. Needs the extra ``pyaircache[convert]``.
 """
 
-from ._run import Converted, convert
-from ._types import MMPROJ_TYPES, TEXT_TYPES
+from .run import Converted, convert
+from .types import MMPROJ_TYPES, TEXT_TYPES
 
 __all__ = ["MMPROJ_TYPES", "TEXT_TYPES", "Converted", "convert"]

@@ -1,4 +1,4 @@
-"""The converter's tests compare with models/export_gguf and with tests/reference's models: scripts, put on the path."""
+"""The converter's tests compare with training/export_gguf and tests/reference's models, put on the path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "models"), str(ROOT / "tests" / "reference")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "reference")]
 
 import tiny  # noqa: E402
 

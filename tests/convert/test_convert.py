@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import bundled
-import export_gguf
 import gguf
 import pinned
 import pytest
@@ -23,9 +22,11 @@ import tiny
 from click.testing import CliRunner
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from pyaircache import Chat, ConversionError, cli
-from pyaircache._files import BUNDLED_MMPROJ, bundled_dir
+from pyaircache import Chat, ConversionError
+from pyaircache.cli import main
 from pyaircache.convert import convert
+from pyaircache.model_files import BUNDLED_MMPROJ, bundled_dir
+from training import export_gguf
 
 NAME = {"general.name"}
 # export_gguf writes the blocks' width, the converter the projection's; llama.cpp only prints it
@@ -257,10 +258,10 @@ def test_ctrl_c_leaves_nothing(made_dir: Path, tmp_path: Path) -> None:
 
 def test_command(made_dir: Path, tmp_path: Path) -> None:
     arguments = ["convert", str(made_dir), "-o", str(tmp_path), "--outtype", "q8_0", "--name", "x"]
-    result = CliRunner().invoke(cli.main, arguments)
+    result = CliRunner().invoke(main.main, arguments)
     paths = [tmp_path / "x-Q8_0.gguf", tmp_path / "mmproj-x-F16.gguf"]
     assert (result.exit_code, result.stdout.split(), result.stderr) == (0, [str(path) for path in paths], "")
-    again = CliRunner().invoke(cli.main, arguments)
+    again = CliRunner().invoke(main.main, arguments)
     assert again.exit_code == 1 and again.stderr.startswith("pyaircache: error: ") and "--force" in again.stderr
-    wrong = CliRunner().invoke(cli.main, [*arguments, "--outtype", "q9"])
+    wrong = CliRunner().invoke(main.main, [*arguments, "--outtype", "q9"])
     assert wrong.exit_code == 2 and "outtype must be one of" in wrong.stderr

@@ -11,8 +11,8 @@ import pytest
 
 from pyaircache import ArgumentError, ConversionError, ModelNotFoundError
 from pyaircache.convert import convert
-from pyaircache.convert._source import open_source
-from pyaircache.convert._types import MMPROJ_TYPES, TEXT_TYPES, between
+from pyaircache.convert.source import open_source
+from pyaircache.convert.types import MMPROJ_TYPES, TEXT_TYPES, between
 
 
 def safetensors(path: Path, dtype: str = "BF16", data: int = 16, name: str = "a.weight") -> Path:
@@ -146,7 +146,7 @@ def test_what_lies_in_the_way(folder: Path) -> None:
 
 def test_missing_packages_come_with_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     safetensors(folder / "model.safetensors")
-    monkeypatch.setattr("pyaircache.convert._run.NEEDED", ("torch", "no_such_package"))
+    monkeypatch.setattr("pyaircache.convert.run.NEEDED", ("torch", "no_such_package"))
     refused(folder, r"needs no_such_package, not installed here: pip install 'pyaircache\[convert\]'")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 
-from pyaircache.convert._tokenizer import detect
+from pyaircache.convert.tokenizer import detect
 
 DIGIT, DIGITS = r"\p{N}", r"\p{N}{1,3}"
 SPLIT = (

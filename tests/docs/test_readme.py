@@ -21,10 +21,10 @@ import httpx
 import pytest
 
 import pyaircache
-from pyaircache import _files
+from pyaircache import model_files
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "models"), str(ROOT / "tests" / "reference")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "reference")]
 
 import bundled  # noqa: E402
 
@@ -75,7 +75,7 @@ def test_every_block_is_of_a_known_kind() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the files that README.md names."""
-    model, mmproj = _files.resolve(None, None)
+    model, mmproj = model_files.resolve(None, None)
     shutil.copy(sample()[0], tmp_path / "page.png")
     (tmp_path / "model.gguf").symlink_to(model)
     (tmp_path / "mmproj.gguf").symlink_to(mmproj)
@@ -88,7 +88,7 @@ def folder(tmp_path: Path, program: Callable[[str], Path], monkeypatch: pytest.M
 
 def sample() -> tuple[Path, str, str]:
     """The page that README.md asks about, its question and answer."""
-    samples = _files.bundled_dir() / "samples"
+    samples = model_files.bundled_dir() / "samples"
     first = json.loads((samples / "samples.jsonl").read_text(encoding="utf-8").splitlines()[0])
     return samples / first["file"], first["question"], first["answer"]
 

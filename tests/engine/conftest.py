@@ -11,11 +11,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "models"), str(ROOT / "tests" / "reference")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "reference")]
 
 import harness  # noqa: E402
 
-from pyaircache._engine import Engine  # noqa: E402
+from pyaircache.engine.engine import Engine  # noqa: E402
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 

@@ -15,8 +15,8 @@ import tiny_internvl
 import torch
 from torch import Tensor
 
-from pyaircache._engine import Engine
-from pyaircache._structs import Method, PromptInfo
+from pyaircache.engine.engine import Engine
+from pyaircache.engine.structs import EngineMethod, PromptInfo
 
 WINDOWS = ("elite", "last", "text", "visual", "all")
 KEYS = ("window", "causal")
@@ -34,7 +34,7 @@ ENDS = {tiny.FIRST_SPECIAL + tiny.SPECIAL.index(token) for token in ("<|endoftex
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def engine_method(**fields: object) -> Method:
+def engine_method(**fields: object) -> EngineMethod:
     """The engine's method with words for numbers: engine_method(keep=0.3, window="last:8", pool="avg")."""
     window, _, count = str(fields.get("window", "elite")).partition(":")
     numbers = {name: WORDS[name].index(fields[name]) for name in WORDS if name in fields and name != "window"}
@@ -42,10 +42,10 @@ def engine_method(**fields: object) -> Method:
         numbers["window"] = WINDOWS.index(window)
     if count:
         numbers["window_n"] = int(count)
-    return Method(**(fields | numbers))
+    return EngineMethod(**(fields | numbers))
 
 
-def reference_method(method: Method) -> methods_ref.Method:
+def reference_method(method: EngineMethod) -> methods_ref.Method:
     """The same for the reference; how the scores come about, if not from attention, is not its business."""
     values = {name: value for name, value in vars(method).items() if value is not None}
     for name, words in WORDS.items():
@@ -69,7 +69,7 @@ class Case:
     capture: ref.Capture
     forward: Forward
 
-    def ask(self, engine: Engine, observe: Method | bool = True) -> PromptInfo:
+    def ask(self, engine: Engine, observe: EngineMethod | bool = True) -> PromptInfo:
         """Evaluates it in a new conversation."""
         engine.reset()
         info = engine.prompt(self.text, self.pictures, observe=observe)
@@ -154,7 +154,7 @@ class Family:
         return Case(marked, arrays, ids, forward(ids, None, ()), forward)
 
 
-def with_keep(method: Method, keep: float) -> Method:
+def with_keep(method: EngineMethod, keep: float) -> EngineMethod:
     """A named method at another share kept; the one that keeps everything stays."""
     return method if method.keep == 1.0 else replace(method, keep=keep)
 
@@ -173,7 +173,7 @@ def check_scores(got: np.ndarray, want: np.ndarray, rtol: float = 1e-4) -> None:
     np.testing.assert_allclose(got / top, want / top, rtol=rtol, atol=rtol / 100)
 
 
-def check_method(family: Family, method: Method, n_images: int) -> None:
+def check_method(family: Family, method: EngineMethod, n_images: int) -> None:
     """Scores, windows, budgets, kept sets and the logits that follow, on two questions with clear decisions."""
     known = reference_method(method)
     clear = 0
@@ -190,7 +190,7 @@ def check_method(family: Family, method: Method, n_images: int) -> None:
     assert clear, f"all {len(SEEDS)} questions have decisions that are too close: take other seeds"
 
 
-def check_case(engine: Engine, case: Case, method: Method) -> None:
+def check_case(engine: Engine, case: Case, method: EngineMethod) -> None:
     known = reference_method(method)
     case.ask(engine, observe=method)
     np.testing.assert_allclose(engine.logits(), case.capture.logits[-1], atol=1e-3, rtol=0)

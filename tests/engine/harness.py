@@ -13,7 +13,6 @@ from typing import Any
 
 import aircache_ref as ref
 import bundled
-import export_gguf
 import numpy as np
 import tiny
 import torch
@@ -22,11 +21,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
-from pyaircache import _ffi, _log
-from pyaircache._engine import Engine
-from pyaircache._files import bundled_dir, resolve
-from pyaircache._status import check
-from pyaircache._structs import Message, Method, PromptInfo
+from pyaircache.engine import library, log
+from pyaircache.engine.engine import Engine
+from pyaircache.engine.status import check
+from pyaircache.engine.structs import EngineMethod, Message, PromptInfo
+from pyaircache.model_files import bundled_dir, resolve
+from training import export_gguf
 
 RPC = os.environ.get("PYAIRCACHE_TEST_RPC")  # address of a server on which all engines run: see test_rpc.py
 
@@ -52,8 +52,8 @@ def open_engine(text: Path, mmproj: Path, cache: str = "f32", flash: bool = Fals
 @contextmanager
 def llama_log() -> Iterator[list[str]]:
     """What llama.cpp logs meanwhile."""
-    ffi, lib, _ = _ffi.load()
-    usual = _log.install()
+    ffi, lib, _ = library.load()
+    usual = log.install()
     lines: list[str] = []
     callback = ffi.callback("pac_log_callback", lambda level, text, _: lines.append(ffi.string(text).decode()))
     lib.pac_log_set(callback, ffi.NULL)
@@ -63,13 +63,13 @@ def llama_log() -> Iterator[list[str]]:
         lib.pac_log_set(usual, ffi.NULL)
 
 
-def engine_method(keep: float, window: str = "elite", allocation: str = ALLOCATIONS[0], **rest: Any) -> Method:
+def engine_method(keep: float, window: str = "elite", allocation: str = ALLOCATIONS[0], **rest: Any) -> EngineMethod:
     """Arguments of aircache_ref.compress as the engine's."""
     kind, _, count = window.partition(":")
     numbers = {"window": WINDOWS.index(kind), "allocation": ALLOCATIONS.index(allocation)}
     if count:
         numbers["window_n"] = int(count)
-    return Method(keep=keep, **numbers, **rest)
+    return EngineMethod(keep=keep, **numbers, **rest)
 
 
 def image_embeddings(engine: Engine) -> Tensor:

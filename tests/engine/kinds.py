@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from gguf import GGUFValueType
 
-from pyaircache._files import BUNDLED_MODEL, bundled_dir
+from pyaircache.model_files import BUNDLED_MODEL, bundled_dir
 
 WIDTH, FEED_FORWARD, VOCABULARY = 128, 256, 1216
 HEADS, HEADS_KV, HEAD = 4, 2, 32

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from pyaircache import errors
-from pyaircache._engine import Engine
-from pyaircache._structs import Message
+from pyaircache.engine.engine import Engine
+from pyaircache.engine.structs import Message
 
 
 def peak() -> int:

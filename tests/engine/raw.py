@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pyaircache import _ffi
-from pyaircache._files import bundled_dir
+from pyaircache.engine import library
+from pyaircache.model_files import bundled_dir
 
 
 def bundled() -> tuple[Path, Path]:
@@ -26,7 +26,7 @@ class Raw:
     """An engine without the Python layer: every call gives its status."""
 
     def __init__(self, **fields: Any) -> None:
-        self.ffi, self.lib, _ = _ffi.load()
+        self.ffi, self.lib, _ = library.load()
         self.kept = []
         self.ptr = self.ffi.NULL
         out = self.ffi.new("pac_engine **")

@@ -17,8 +17,8 @@ import pytest
 from harness import bundled_files, decode, engine_method, pages
 from PIL import Image
 
-from pyaircache._engine import Engine
-from pyaircache._structs import Message
+from pyaircache.engine.engine import Engine
+from pyaircache.engine.structs import Message
 
 STOCK = Path(os.environ.get("PYAIRCACHE_STOCK") or Path(__file__).resolve().parents[2] / "build" / "stock" / "lib")
 SEARCH_PATH = "DYLD_LIBRARY_PATH" if sys.platform == "darwin" else "LD_LIBRARY_PATH"

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pyaircache import _policy
+from pyaircache.engine import selection
 from pyaircache.errors import ArgumentError
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)
@@ -24,7 +24,7 @@ allocations = pytest.mark.parametrize("allocation", ALLOCATIONS)
 
 
 def budgets(scores: np.ndarray, keep: float, allocation: str, min_keep: int = 1) -> np.ndarray:
-    return _policy.allocate(engine_method(keep, allocation=allocation, min_keep=min_keep), scores)
+    return selection.allocate(engine_method(keep, allocation=allocation, min_keep=min_keep), scores)
 
 
 @allocations
@@ -75,13 +75,13 @@ def test_no_importance_at_all(allocation: str) -> None:
 def test_selection_is_the_references(scores: np.ndarray, data: st.DataObject) -> None:
     n_layers, n = scores.shape
     cells = data.draw(hnp.arrays(np.int32, n_layers, elements=st.integers(1, n)))
-    assert lists(_policy.select(scores, cells)) == lists(ref.select(scores, cells))
+    assert lists(selection.select(scores, cells)) == lists(ref.select(scores, cells))
 
 
 @pytest.mark.parametrize("bad", [{"keep": 0.0}, {"keep": 1.01}, {"keep": float("nan")}, {"keep": 0.5, "min_keep": 0}])
 def test_bad_arguments(bad: dict[str, float]) -> None:
     with pytest.raises(ArgumentError, match="keep"):
-        _policy.allocate(engine_method(**bad), np.ones((2, 5), np.float32))
+        selection.allocate(engine_method(**bad), np.ones((2, 5), np.float32))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
@@ -89,4 +89,4 @@ def test_bad_scores(value: float) -> None:
     scores = np.ones((2, 5), np.float32)
     scores[1, 3] = value
     with pytest.raises(ArgumentError, match="score"):
-        _policy.allocate(engine_method(0.5), scores)
+        selection.allocate(engine_method(0.5), scores)

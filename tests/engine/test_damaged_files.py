@@ -14,7 +14,7 @@ import tiny_onevision as tov
 from damaged import Contents, Kind, Loader
 from vlm import make_vlm
 
-from pyaircache._files import bundled_dir
+from pyaircache.model_files import bundled_dir
 
 FAMILIES = ("qwen2vl", "qwen2.5vl", "qwen3vl", "internvl-chat qwen2", "llava llama", "onevision")
 SIZES = [(90, 70)]

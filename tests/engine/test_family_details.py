@@ -20,7 +20,7 @@ from harness import TOKENS, decode
 from PIL import Image
 from vlm import VlmFamily, make_vlm
 
-from pyaircache._engine import Engine
+from pyaircache.engine.engine import Engine
 
 Opened = Callable[..., Engine]
 

@@ -11,8 +11,8 @@ import pytest
 import tiny_internvl
 
 from pyaircache import ArgumentError, Chat, ProjectorError
-from pyaircache._engine import Engine
-from pyaircache._files import BUNDLED_MMPROJ, BUNDLED_MODEL, bundled_dir
+from pyaircache.engine.engine import Engine
+from pyaircache.model_files import BUNDLED_MMPROJ, BUNDLED_MODEL, bundled_dir
 
 
 @pytest.fixture(scope="module", params=["grid", "tiles"])

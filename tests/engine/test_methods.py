@@ -31,11 +31,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pyaircache import _policy
-from pyaircache._engine import Engine
+from pyaircache.engine import selection
+from pyaircache.engine.engine import Engine
 from pyaircache.errors import ArgumentError, PyAircacheError, StateError
 
-NAMED = _policy.named_methods()
+NAMED = selection.named_methods()
 FAMILIES = ("gqa-0", "mha-0", "internvl-0", "gqa-0" + TWO_THREADS)
 QWEN2VL = ("gqa-0", "mha-0")
 
@@ -308,7 +308,7 @@ def test_random_is_uniform_and_seeded(made: Families) -> None:
     cells = np.full(n_layers, n // 5, dtype=np.int32)
     chosen = np.zeros((n_layers, n))
     for scores in rounds:
-        kept = _policy.select(scores, cells)
+        kept = selection.select(scores, cells)
         assert len({tuple(one) for one in lists(kept)}) == n_layers  # every layer another set
         for layer, one in enumerate(kept):
             chosen[layer, one] += 1
@@ -327,7 +327,7 @@ def test_stride_is_spread_evenly(family: Family, n_images: int) -> None:
     n = scores.shape[1]
     assert len(set(scores[0].tolist())) == n
     for budget in range(1, n + 1):
-        kept = _policy.select(scores[:1], np.array([budget], np.int32))[0]
+        kept = selection.select(scores[:1], np.array([budget], np.int32))[0]
         gaps = np.diff(np.concatenate([kept, [n]]))
         assert kept[0] == 0 and gaps.max() <= 2 * n // budget + 1
 
@@ -408,7 +408,7 @@ def test_budgets_are_the_references(
     share = 0.0 if allocation == "prefix" else share  # refused: it has no weights to blend
     method = engine_method(keep=keep, min_keep=min_keep, allocation=allocation, uniform_share=share)
     known = reference_method(method)
-    cells = _policy.allocate(method, scores, living)
+    cells = selection.allocate(method, scores, living)
     assert cells.sum() == ref.total_cells(keep, n_layers, n, min_keep)
     assert cells.min() >= min(min_keep, n) and cells.max() <= n
     if allocation == "vl":
@@ -418,19 +418,19 @@ def test_budgets_are_the_references(
     assert cells.tolist() == methods_ref.budgets(scores, known, living).tolist()
     if share == 1 and allocation != "prefix":
         uniform = engine_method(keep=keep, min_keep=min_keep, allocation="uniform")
-        assert cells.tolist() == _policy.allocate(uniform, scores).tolist()
+        assert cells.tolist() == selection.allocate(uniform, scores).tolist()
 
 
 def test_vl_floor_at_scale() -> None:
     """A layer in which nothing lives gets 1 % of its tokens, or the mean budget where that is less."""
     scores, living = np.ones((4, 1000), np.float32), np.array([0.0, 50.0, 50.0, 100.0])
     for keep, expected in ((0.1, [10, 98, 97, 195]), (0.01, [10] * 4), (0.004, [4] * 4)):
-        assert _policy.allocate(engine_method(keep=keep, allocation="vl"), scores, living).tolist() == expected
+        assert selection.allocate(engine_method(keep=keep, allocation="vl"), scores, living).tolist() == expected
 
 
 def test_vl_needs_counts() -> None:
     with pytest.raises(ArgumentError, match="living"):
-        _policy.allocate(engine_method(keep=0.1, allocation="vl"), np.ones((2, 5), np.float32))
+        selection.allocate(engine_method(keep=0.1, allocation="vl"), np.ones((2, 5), np.float32))
 
 
 @settings(max_examples=100, deadline=None)
@@ -440,9 +440,9 @@ def test_ranks_order_the_tokens(scores: np.ndarray, keep: float, allocation: str
     living = np.ones(n_layers)
     orders = []
     for rank in range(1, n + 1):
-        cells = _policy.allocate(engine_method(keep=keep, allocation=allocation, rank=rank), scores, living)
+        cells = selection.allocate(engine_method(keep=keep, allocation=allocation, rank=rank), scores, living)
         assert cells.tolist() == [1] * n_layers
-        kept = _policy.select(scores, cells, rank)
+        kept = selection.select(scores, cells, rank)
         assert lists(kept) == lists(methods_ref.select(scores, cells, rank))
         orders.append(np.concatenate(kept))
     for row, order in zip(scores, np.stack(orders, axis=1), strict=True):
@@ -453,4 +453,4 @@ def test_ranks_order_the_tokens(scores: np.ndarray, keep: float, allocation: str
 @pytest.mark.parametrize("rank", [-1, 6])
 def test_bad_ranks(rank: int) -> None:
     with pytest.raises(ArgumentError, match="rank"):
-        _policy.select(np.ones((2, 5), np.float32), np.ones(2, np.int32), rank)
+        selection.select(np.ones((2, 5), np.float32), np.ones(2, np.int32), rank)

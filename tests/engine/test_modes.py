@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from harness import bundled_files, decode, engine_method, follow_up, greedy, lists, pages
 
-from pyaircache import _policy
-from pyaircache._engine import STAGE_ENCODE, STAGE_PREFILL, Engine
+from pyaircache.engine import selection
+from pyaircache.engine.engine import STAGE_ENCODE, STAGE_PREFILL, Engine
 from pyaircache.errors import ArgumentError, ContextError, PyAircacheError, StateError
 
 Opened = Callable[..., Engine]
@@ -125,7 +125,7 @@ def test_halves_of_compress(engine: Engine) -> None:
     tokens, logits = greedy(engine, 6)
     page.ask(engine)
     scores = engine.score(method).scores
-    kept = _policy.select(scores, _policy.allocate(method, scores))
+    kept = selection.select(scores, selection.allocate(method, scores))
     assert lists(engine.evict(kept).kept) == whole
     np.testing.assert_array_equal(decode(engine, tokens[:-1]), logits[1:])
 

@@ -12,7 +12,7 @@ from harness import pages
 from PIL import Image
 
 from pyaircache import Chat, Method
-from pyaircache.window import Visual, Window
+from pyaircache.methods.window import Visual, Window
 
 
 def test_a_bias_by_distance_is_refused(program: Callable[[str], Path], tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from test_against_reference import check_scores, is_clear
 from torch import Tensor
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
-from pyaircache._engine import Engine
-from pyaircache._structs import Message
+from pyaircache.engine.engine import Engine
+from pyaircache.engine.structs import Message
 from pyaircache.errors import ProjectorError
 
 # Of a tile of 74 pixels: small, one tile, a little more, tall, wide, all grids' largest, above the reduction, no

@@ -10,8 +10,8 @@ import pytest
 import tiny_internvl
 
 from pyaircache import Chat, StateError, UnsupportedError
-from pyaircache._engine import Engine
-from pyaircache._structs import Method
+from pyaircache.engine.engine import Engine
+from pyaircache.engine.structs import EngineMethod
 
 KINDS = {
     "gemma3": r"gemma3 model cannot be compressed: sliding-window caches are not supported",
@@ -60,7 +60,7 @@ def test_refused_before_anything_is_evaluated(kind: str, files: tuple[Path, Path
     engine.prompt(prompt, [picture])
     before = engine.logits()
     with pytest.raises(StateError, match="was not observed"):
-        engine.compress(Method(keep=0.5))
+        engine.compress(EngineMethod(keep=0.5))
     assert np.array_equal(engine.logits(), before)
     engine.decode(5)
     assert np.isfinite(engine.logits()).all()

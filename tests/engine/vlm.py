@@ -18,8 +18,8 @@ from PIL import Image
 from tiny_vlm import TinyVlm, random_picture
 from torch import Tensor
 
-from pyaircache._engine import Engine
-from pyaircache._structs import PromptInfo
+from pyaircache.engine.engine import Engine
+from pyaircache.engine.structs import PromptInfo
 
 NAMES = (*tiny_qwen.NAMES, *tiny_internvl_hf.NAMES, *tiny_llava.NAMES)
 

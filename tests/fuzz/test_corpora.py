@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pyaircache.errors import ImageError
 from pyaircache.images import load_images
-from pyaircache.window import Window
+from pyaircache.methods.window import Window
 
 FUZZ = Path(__file__).resolve().parents[2] / "fuzz"
 CORPUS = FUZZ / "corpus"

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import pytest
 from fake_engine import NAMED, FakeEngine
 
-from pyaircache import Chat, _ffi, _files, _log, _policy
-from pyaircache import chat as chat_module
+from pyaircache import Chat, model_files
+from pyaircache.chat import chat as chat_module
+from pyaircache.engine import library, log, selection
 
 
 class Sample(NamedTuple):
@@ -29,26 +30,26 @@ class Sample(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def engine() -> _ffi.Binding:
+def engine() -> library.Binding:
     """The loaded engine library."""
     if os.environ.get("PYAIRCACHE_NO_ENGINE") == "1":
         pytest.skip("PYAIRCACHE_NO_ENGINE=1")
-    binding = _ffi.load()  # raises where there is none: a failure, not a skip
-    binding.lib.pac_log_set(_log.install(), binding.ffi.NULL)  # tests of the engine may have replaced it
+    binding = library.load()  # raises where there is none: a failure, not a skip
+    binding.lib.pac_log_set(log.install(), binding.ffi.NULL)  # tests of the engine may have replaced it
     return binding
 
 
 @pytest.fixture(scope="session")
 def samples() -> list[Sample]:
     """The bundled sample questions."""
-    folder = _files.bundled_dir() / "samples"
+    folder = model_files.bundled_dir() / "samples"
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     entries: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
     return [Sample(folder / entry["file"], entry["question"], entry["answer"]) for entry in entries]
 
 
 @pytest.fixture(scope="session")
-def shared_chat(engine: _ffi.Binding) -> Iterator[Chat]:
+def shared_chat(engine: library.Binding) -> Iterator[Chat]:
     """The bundled model, loaded once."""
     with Chat(n_threads=1) as chat:
         yield chat
@@ -65,8 +66,8 @@ def real_chat(shared_chat: Chat) -> Iterator[Chat]:
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
     """Makes ``Chat("fake.gguf")`` use FakeEngine instead of the library."""
     monkeypatch.setattr(chat_module, "Engine", FakeEngine)
-    monkeypatch.setattr(_policy, "named_methods", lambda: NAMED)
-    monkeypatch.setattr(_files, "resolve", lambda model, mmproj: (Path(model or "fake.gguf"), None))
+    monkeypatch.setattr(selection, "named_methods", lambda: NAMED)
+    monkeypatch.setattr(model_files, "resolve", lambda model, mmproj: (Path(model or "fake.gguf"), None))
     return FakeEngine
 
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from pyaircache import CancelledError, ContextError, Last, Pool, StateError
 from pyaircache import Method as PublicMethod
-from pyaircache._engine import Progress
-from pyaircache._protocol import EngineLike
-from pyaircache._structs import Compression, Info, Message, Method, PromptInfo, Scores, Size, Span, Stats
+from pyaircache.engine.engine import Progress
+from pyaircache.engine.protocol import EngineLike
+from pyaircache.engine.structs import Compression, EngineMethod, Info, Message, PromptInfo, Scores, Size, Span, Stats
 
 END = 0
 N_CTX = 10_000
@@ -102,7 +102,7 @@ class FakeEngine:
         images: Sequence[NDArray[np.uint8]] = (),
         *,
         reserve: int = 0,
-        observe: Method | bool = False,
+        observe: EngineMethod | bool = False,
         progress: Progress | None = None,
     ) -> PromptInfo:
         self._called("prompt")
@@ -121,7 +121,7 @@ class FakeEngine:
         spans = [Span(i, i * TOKENS_PER_IMAGE, TOKENS_PER_IMAGE, 3, 2) for i in range(len(images))]
         return PromptInfo(tokens, visual, self.n_past, spans, 1.0, 2.0)
 
-    def score(self, method: Method) -> Scores:
+    def score(self, method: EngineMethod) -> Scores:
         self._called("score")
         self.log.append(("score", method.keep))
         self._returns("score")
@@ -139,7 +139,7 @@ class FakeEngine:
         elite = [np.array([7], np.int32)] * LAYERS
         return Scores(np.ones((LAYERS, TOKENS_PER_IMAGE), np.float32), elite, np.empty(0), 1.0)
 
-    def compress(self, method: Method, mask_only: bool = False) -> tuple[Scores, Compression]:
+    def compress(self, method: EngineMethod, mask_only: bool = False) -> tuple[Scores, Compression]:
         self._called("compress")
         self.log.append(("compress", method.keep))
         self.method = method

@@ -33,14 +33,13 @@ from pyaircache import (
     Video,
     Visual,
     Window,
-    _engine,
-    _files,
-    cli,
     convert,
     images,
-    serve,
+    model_files,
 )
-from pyaircache._protocol import EngineLike
+from pyaircache.cli import main, serve
+from pyaircache.engine import engine
+from pyaircache.engine.protocol import EngineLike
 
 PICTURE = Image.effect_mandelbrot((60, 40), (-2, -1, 1, 1), 20).convert("RGB")
 
@@ -133,8 +132,8 @@ def test_chat_takes_any_option(fake, odd):
 
 
 def test_paths_of_files(odd):
-    tried(lambda: _files.resolve(odd, None))
-    tried(lambda: _files.resolve(None, odd))
+    tried(lambda: model_files.resolve(odd, None))
+    tried(lambda: model_files.resolve(None, odd))
 
 
 @pytest.mark.filterwarnings("ignore::pyaircache.PyAircacheWarning", "ignore::UserWarning")
@@ -306,7 +305,7 @@ def public() -> Iterator[Any]:
                 elif inspect.isfunction(member):
                     yield member
     yield from (images.load_image, images.load_images, serve.serve, serve.command, convert.convert, EngineLike,
-                _engine.Engine, _files.resolve)  # fmt: skip
+                engine.Engine, model_files.resolve)  # fmt: skip
 
 
 def test_type_hints_can_be_read():
@@ -318,7 +317,7 @@ def test_type_hints_can_be_read():
     assert seen > 100
 
 
-@pytest.mark.parametrize("kind", [_engine.Engine, FakeEngine])
+@pytest.mark.parametrize("kind", [engine.Engine, FakeEngine])
 def test_engines_have_the_protocols_calls(kind):
     for name, member in vars(EngineLike).items():
         if name.startswith("_"):
@@ -418,8 +417,8 @@ def test_a_reported_seed_repeats_the_answer(real_chat, samples):
 
 
 def test_a_foreign_projector_can_be_left_out(engine, tmp_path, samples):
-    folder = _files.bundled_dir()
-    (tmp_path / "m.gguf").symlink_to(folder / _files.BUNDLED_MODEL)
+    folder = model_files.bundled_dir()
+    (tmp_path / "m.gguf").symlink_to(folder / model_files.BUNDLED_MODEL)
     (tmp_path / "mmproj-m.gguf").write_bytes(b"GGUF, but not of this model")
     with pytest.raises(PyAircacheError):
         Chat(tmp_path / "m.gguf", n_threads=1)
@@ -443,4 +442,4 @@ def test_the_command_line_says_the_same(fake):
 def _run(*arguments: str) -> str:
     from click.testing import CliRunner
 
-    return CliRunner().invoke(cli.main, arguments).stdout
+    return CliRunner().invoke(main.main, arguments).stdout

@@ -12,7 +12,7 @@ from fake_engine import FakeEngine
 from threading_tools import IMAGE, PATIENCE, Stopped, queued, turns
 
 from pyaircache import CancelledError, Chat
-from pyaircache.answer import AnswerStream
+from pyaircache.chat.answer import AnswerStream
 
 
 @pytest.mark.parametrize("call", ["prompt", "decode", "sample"])
@@ -40,7 +40,7 @@ def test_cancel_between_batches_of_the_prompt(chat, monkeypatch):
 
     chat.ask(IMAGE, "One?")
     with monkeypatch.context() as patch:
-        patch.setattr("pyaircache._session.ProgressLine.__call__", cancel)
+        patch.setattr("pyaircache.chat.session.ProgressLine.__call__", cancel)
         with pytest.raises(CancelledError):
             chat.ask(None, "Two?")
     assert chat.ask(None, "Three?") == "hello"

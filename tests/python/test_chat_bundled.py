@@ -14,14 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyaircache import (
-    ArgumentError,
-    CancelledError,
-    Chat,
-    ContextError,
-    ImageError,
-    PyAircacheError,
-)
+from pyaircache import ArgumentError, CancelledError, Chat, ContextError, ImageError, PyAircacheError
 
 KEEPS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.01)
 
@@ -217,7 +210,7 @@ def test_ctrl_c_during_prefill(real_chat, samples, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pyaircache._session.ProgressLine.__call__", interrupt)
+        patch.setattr("pyaircache.chat.session.ProgressLine.__call__", interrupt)
         for image in (samples[1].picture, None):
             with pytest.raises(KeyboardInterrupt):
                 real_chat.ask(image, "What?")

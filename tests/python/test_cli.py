@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pyaircache import Span, _files, _info, _terminal, cli
+from pyaircache import Span, model_files
+from pyaircache.cli import describe, main, terminal
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def picture(tmp_path):
 
 
 def run(*arguments: str, **options):
-    return CliRunner().invoke(cli.main, [str(one) for one in arguments], **options)
+    return CliRunner().invoke(main.main, [str(one) for one in arguments], **options)
 
 
 def test_answer_streams_to_stdout(fake, picture):
@@ -189,7 +190,7 @@ def test_info_of_picture_sizes(fake):
 
 def test_info_of_tiles():
     spans = [Span(0, 9 * i, 9, 0, 0) for i in range(3)] + [Span(0, 27, 4, 0, 0)]
-    (line,) = _info.lines({"images": [_info.picture((300, 200), spans)]})
+    (line,) = describe.lines({"images": [describe.picture((300, 200), spans)]})
     assert line == "image 300x200        31 visual tokens in 4 spans: 3 of 9, 4"
 
 
@@ -212,7 +213,7 @@ def test_info_says_why_not(fake, monkeypatch):
 )
 def test_families(fake, architecture, projector, family):
     info = replace(fake("m.gguf").info(), architecture=architecture, projector=projector)
-    assert _info.family(info) == family
+    assert describe.family(info) == family
 
 
 # -- with the real engine, as a process --------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def test_bundled_model(engine, samples, tmp_path):
 
 
 def test_info_of_the_bundled_model(engine):
-    files = _files.bundled_dir() / _files.BUNDLED_MODEL, _files.bundled_dir() / _files.BUNDLED_MMPROJ
+    files = [model_files.bundled_dir() / name for name in (model_files.BUNDLED_MODEL, model_files.BUNDLED_MMPROJ)]
     value = json.loads(process("info", *files, "--image-size", "560x280", "--json").communicate()[0])
     assert value["family"] == "Qwen2-VL" and value["n_layers"] == 6 and value["vision"] is True
     assert value["images"][0]["spans"] == [{"n_tokens": 200, "nx": 20, "ny": 10}]
@@ -247,15 +248,17 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, pipes
 
 ENDLESS = """
 import sys
-from pyaircache import _engine, cli
-_engine.Engine.sample = lambda *arguments: (5, False)  # an answer without an end
-cli.main(sys.argv[1:])
+from pyaircache import engine
+from pyaircache.cli.main import main
+engine.Engine.sample = lambda *arguments: (5, False)  # an answer without an end
+main(sys.argv[1:])
 """
 
 DEAF = """
 import signal, sys
 from cffi import FFI
-from pyaircache import _engine, cli
+from pyaircache import engine
+from pyaircache.cli.main import main
 def encode(*arguments, **options):  # as a large picture is encoded: in C, where Python's own handler has to wait
     ffi = FFI()
     ffi.cdef("int pthread_mutex_lock(void *);")
@@ -265,8 +268,8 @@ def encode(*arguments, **options):  # as a large picture is encoded: in C, where
     signal.signal(signal.SIGINT, lambda *arguments: None)  # also in the moment before the next call
     print("encoding", flush=True)
     libc.pthread_mutex_lock(mutex)
-_engine.Engine.prompt = encode
-cli.main(sys.argv[1:])
+engine.Engine.prompt = encode
+main(sys.argv[1:])
 """
 
 
@@ -289,7 +292,7 @@ def test_a_second_ctrl_c_ends_at_once(engine, samples):
     running = ask_with(DEAF, samples[0])
     assert running.stdout.readline() == "encoding\n"
     running.send_signal(signal.SIGINT)
-    assert running.stderr.readline() == f"pyaircache: {_terminal.SLOW}\n"
+    assert running.stderr.readline() == f"pyaircache: {terminal.SLOW}\n"
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out, err) == (130, "", "")
@@ -354,7 +357,7 @@ def test_warnings_are_one_line(engine, samples):
 
 
 def test_no_mmproj(engine, tmp_path):
-    (tmp_path / "m.gguf").symlink_to(_files.bundled_dir() / _files.BUNDLED_MODEL)
+    (tmp_path / "m.gguf").symlink_to(model_files.bundled_dir() / model_files.BUNDLED_MODEL)
     (tmp_path / "mmproj-m.gguf").write_bytes(b"no projector")
     model = tmp_path / "m.gguf"
     assert json.loads(process("info", model, "--no-mmproj", "--json").communicate()[0])["vision"] is False

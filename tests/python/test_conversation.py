@@ -8,8 +8,8 @@ import pytest
 from fake_engine import render
 
 from pyaircache import UnsupportedError
-from pyaircache._conversation import Turn, next_prompt
-from pyaircache._structs import Message
+from pyaircache.chat.conversation import Turn, next_prompt
+from pyaircache.engine.structs import Message
 
 
 def turn(render_with, turns: list[Turn], content: str, answer: str) -> Turn:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyaircache import ArgumentError, Chat, StateError
-from pyaircache._custom import checked
+from pyaircache.methods.policy import checked
 
 IMAGE = np.zeros((28, 28, 3), np.uint8)
 

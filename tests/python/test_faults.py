@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pyaircache import Chat, Method, PyAircacheError, _ffi
+from pyaircache import Chat, Method, PyAircacheError
+from pyaircache.engine import library
 
 METHODS: dict[str, str | Method] = {
     "aircache": "aircache",
@@ -26,7 +27,7 @@ class Faults:
     """The points of this process where memory or a backend can fail on purpose (native/cache/faults.h)."""
 
     def __init__(self) -> None:
-        engine = _ffi.find_library()
+        engine = library.find_library()
         self._llama = ctypes.CDLL(str(engine.with_name(engine.name.replace("pyaircache_engine", "llama"))))
         try:
             self._arm = self._llama.llama_aircache_fault_arm
@@ -51,7 +52,7 @@ class Faults:
 
 
 @pytest.fixture
-def faults(engine: _ffi.Binding) -> Iterator[Faults]:
+def faults(engine: library.Binding) -> Iterator[Faults]:
     """The points of this process; none is armed before and after a test."""
     points = Faults()
     points.off()

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pyaircache import BusyError, Chat, ForkError, StateError, _ffi
+from pyaircache import BusyError, Chat, ForkError, StateError
+from pyaircache.engine import library
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 
@@ -154,7 +155,7 @@ def test_a_fork_leaves_no_lock_of_the_library_shut(engine):
     """Any thread can load it afterwards, here and in the child."""
 
     def loads() -> bool:
-        thread = threading.Thread(target=_ffi.load, daemon=True)
+        thread = threading.Thread(target=library.load, daemon=True)
         thread.start()
         thread.join(HANGS_S / 4)
         return not thread.is_alive()

@@ -16,7 +16,7 @@ from threading_tools import IMAGE, PATIENCE, Stopped, queued, turns
 
 import pyaircache
 from pyaircache import BusyError, Chat, StateError
-from pyaircache._gate import Gate, Lease
+from pyaircache.chat.gate import Gate, Lease
 
 ONE = ("One?", "hello")
 PACKAGE = str(Path(pyaircache.__file__).parent)

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from pyaircache import ArgumentError, Chat, EngineError, ModelError, ProjectorError, StateError, _engine, _files
-from pyaircache._engine import Engine
+from pyaircache import ArgumentError, Chat, EngineError, ModelError, ProjectorError, StateError, model_files
+from pyaircache.engine.engine import Engine
 
 
 def test_close_is_repeatable(engine, samples):
@@ -32,8 +32,8 @@ def test_cache_types(samples, cache_type, engine):
 
 
 def test_wrong_files(engine, tmp_path):
-    folder = _files.bundled_dir()
-    model, mmproj = folder / _files.BUNDLED_MODEL, folder / _files.BUNDLED_MMPROJ
+    folder = model_files.bundled_dir()
+    model, mmproj = folder / model_files.BUNDLED_MODEL, folder / model_files.BUNDLED_MMPROJ
     with pytest.raises(ModelError, match="projector"):
         Chat(mmproj)
     with pytest.raises(ProjectorError):
@@ -50,7 +50,7 @@ def test_wrong_files(engine, tmp_path):
 
 def test_text_model_alone(engine, tmp_path, samples):
     model = tmp_path / "text.gguf"
-    model.write_bytes((_files.bundled_dir() / _files.BUNDLED_MODEL).read_bytes())
+    model.write_bytes((model_files.bundled_dir() / model_files.BUNDLED_MODEL).read_bytes())
     with Chat(model, n_threads=1) as chat:
         assert not chat.info.vision
         with pytest.raises(ProjectorError, match="mmproj"):
@@ -95,9 +95,9 @@ def test_a_dropped_chat_frees_its_model(engine):
 def test_a_signal_handler_in_the_middle_of_a_cancel(engine, monkeypatch, handler):
     """It comes between two bytecodes: after the engine's pointer has been read, before C gets it."""
     freed, cancelled = [], []
-    free = _engine._free
-    monkeypatch.setattr(_engine, "_free", lambda *arguments: (freed.append(True), free(*arguments)))
-    model, mmproj = _files.resolve(None, None)
+    free = engine._free
+    monkeypatch.setattr(engine, "_free", lambda *arguments: (freed.append(True), free(*arguments)))
+    model, mmproj = model_files.resolve(None, None)
     loaded = Engine(model, mmproj, n_threads=1, n_ctx=256)
 
     class Library:

@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from pyaircache import Chat, _convert, _ffi, _log, _status
+from pyaircache import Chat
+from pyaircache.engine import library, log, marshal, status
 
 PATIENCE = 120
 
@@ -19,7 +20,7 @@ INFO, WARN, ERROR, CONTINUED = 2, 3, 4, 5
 @pytest.fixture
 def write(engine):
     """Calls the callback as C does."""
-    ffi, callback = engine.ffi, _log.install()
+    ffi, callback = engine.ffi, log.install()
 
     def write(level: int, text: bytes) -> None:
         callback(level, ffi.new("char[]", text), ffi.NULL)
@@ -29,21 +30,21 @@ def write(engine):
 
 
 def test_there_is_one_callback_for_ever(engine):
-    callback = _log.install()
+    callback = log.install()
     with Chat(n_threads=1, verbose=True), Chat(n_threads=1):
-        assert _log.install() is callback
-    assert _log.install() is callback
+        assert log.install() is callback
+    assert log.install() is callback
 
 
 FIRST = """
 import sys, threading
-from pyaircache import _ffi, _log
+from pyaircache import library, _log
 sys.setswitchinterval(1e-6)
 start = threading.Barrier(8)
 found = []
 def install():
     start.wait(60)
-    found.append((_log.install(), _ffi.load()))
+    found.append((log.install(), library.load()))
 threads = [threading.Thread(target=install) for _ in range(8)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -77,7 +78,7 @@ def test_nobody_listens_and_nothing_is_decoded(write, monkeypatch, capfd):
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(_log, "_write", fail)
+        patch.setattr(log, "_write", fail)
         write(INFO, b"hello\n")
     write(ERROR, b"hello\n")
     assert capfd.readouterr() == ("", "")
@@ -116,18 +117,18 @@ def test_an_interrupt_in_the_callback_comes_out_of_the_call(write, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_log, "_wanted", interrupt)
+        patch.setattr(log, "_wanted", interrupt)
         write(INFO, b"hello\n")
-    assert _log.interrupted()
-    progress = _convert.ProgressCallback(_ffi.load().ffi, lambda *done: None)
-    assert not progress.pointer(0, 0, 0, _ffi.load().ffi.NULL)  # the engine is told to stop
-    threads = [threading.Thread(target=_status.check, args=(0,))]  # it belongs to the main thread
+    assert log.interrupted()
+    progress = marshal.ProgressCallback(library.load().ffi, lambda *done: None)
+    assert not progress.pointer(0, 0, 0, library.load().ffi.NULL)  # the engine is told to stop
+    threads = [threading.Thread(target=status.check, args=(0,))]  # it belongs to the main thread
     for thread in threads:
         thread.start()
         thread.join(PATIENCE)
     with pytest.raises(KeyboardInterrupt):
-        _status.check(0)
-    assert not _log.interrupted() and _status.check(3) == 3
+        status.check(0)
+    assert not log.interrupted() and status.check(3) == 3
 
 
 def test_a_handler_that_fails_does_no_harm(write, monkeypatch):
@@ -139,13 +140,13 @@ def test_a_handler_that_fails_does_no_harm(write, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", Broken())
             write(INFO, b"hello\n")
-        assert not _log.interrupted()
+        assert not log.interrupted()
 
 
 STORM = """
 import threading
 from pyaircache import Chat, ModelError
-from pyaircache._files import bundled_dir
+from pyaircache.model_files import bundled_dir
 import pathlib, sys
 start = threading.Barrier(5)
 failed = []
@@ -158,7 +159,7 @@ def load(verbose):
             failed.append(exc)
 def log():  # much faster than loading
     from pyaircache import _ffi
-    ffi, lib, _ = _ffi.load()
+    ffi, lib, _ = library.load()
     params = ffi.new("struct pac_engine_params *", lib.pac_engine_default_params())
     path = ffi.new("char[]", sys.argv[1].encode())
     params.model = path

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pyaircache import All, ArgumentError, Elite, Last, Method, Pool, Text, Visual, Window, _policy
-from pyaircache.method import ALLOCATIONS, KEYS, SCORES
+from pyaircache import All, ArgumentError, Elite, Last, Method, Pool, Text, Visual, Window
+from pyaircache.engine import selection
+from pyaircache.methods.method import ALLOCATIONS, KEYS, SCORES
 
 WINDOWS = [
     ("elite:0.9", Elite()),
@@ -112,7 +113,7 @@ def test_methods_are_values():
 
 
 def test_named_methods_are_the_engines(engine):
-    known = _policy.named_methods()
+    known = selection.named_methods()
     assert Method.names() == [name for name in known if name != "full"]
     assert {"aircache", "snapkv", "h2o", "elastic", "prefixkv", "pyramidkv", "vlcache", "random", "stride", "last",
             "full"} <= set(known)  # fmt: skip
@@ -125,7 +126,7 @@ def test_named_methods_are_the_engines(engine):
 
 
 def test_defaults_are_the_engines(engine):
-    default = dataclasses.asdict(_policy.named_methods()["aircache"])
+    default = dataclasses.asdict(selection.named_methods()["aircache"])
     sent = {field: value for field, value in dataclasses.asdict(Method().engine(0.1)).items() if value is not None}
     assert sent.items() <= default.items()
 

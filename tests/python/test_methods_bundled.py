@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyaircache import All, ArgumentError, Chat, Elite, Last, Method, Pool, Text, Visual, _policy
+from pyaircache import All, ArgumentError, Chat, Elite, Last, Method, Pool, Text, Visual
+from pyaircache.engine import selection
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 
@@ -81,7 +82,7 @@ def test_a_name_is_its_point_of_the_grid():
     assert rows[0][:5] == ["name", "window", "keys", "pool", "allocation"]
     documented = {row[0].strip("`"): tuple(row[1:5]) for row in rows[2:]}
     assert documented == {name: cells for name, (cells, _) in POINTS.items()} | {"full": ("", "", "", "")}
-    assert [*_policy.named_methods()] == [*documented]
+    assert [*selection.named_methods()] == [*documented]
     for name, (_, point) in POINTS.items():
         assert Method.named(name) == point
 
@@ -165,8 +166,8 @@ def test_divergence_of_real_budgets(real_chat, samples):
 
 def test_policy_that_does_as_aircache_does(engine, samples):
     def policy(scores, total):
-        budgets = _policy.allocate(Method().engine(total / scores.size), scores)
-        return _policy.select(scores, budgets)
+        budgets = selection.allocate(Method().engine(total / scores.size), scores)
+        return selection.select(scores, budgets)
 
     sample = samples[0]
     with Chat(keep=0.25, method=policy, n_threads=1) as mine, Chat(keep=0.25, n_threads=1) as theirs:
@@ -189,8 +190,8 @@ def test_policy_that_fails_leaves_the_chat_usable(engine, samples):
     def policy(scores, total):
         if broken:
             raise LookupError("mine")
-        return _policy.select(
-            scores, _policy.allocate(Method(allocation="uniform").engine(total / scores.size), scores)
+        return selection.select(
+            scores, selection.allocate(Method(allocation="uniform").engine(total / scores.size), scores)
         )
 
     with Chat(keep=0.25, method=policy, n_threads=1) as chat:

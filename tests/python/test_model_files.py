@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pyaircache import ModelError, ModelNotFoundError, ProjectorError, _files
+from pyaircache import ModelError, ModelNotFoundError, ProjectorError, model_files
 
 
 def gguf(path, content=b"GGUF\3\0\0\0"):
@@ -19,26 +19,26 @@ def gguf(path, content=b"GGUF\3\0\0\0"):
 )
 def test_wrong_content(tmp_path, content, message):
     with pytest.raises(ModelError, match=message):
-        _files.check_gguf(gguf(tmp_path / "a.gguf", content))
+        model_files.check_gguf(gguf(tmp_path / "a.gguf", content))
 
 
 def test_missing_folder_and_unreadable(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
-        _files.resolve(tmp_path / "none.gguf", None)
+        model_files.resolve(tmp_path / "none.gguf", None)
     assert isinstance(caught.value, ModelNotFoundError) and isinstance(caught.value, ModelError)
     with pytest.raises(ModelError, match="is a folder"):
-        _files.resolve(tmp_path, None)
+        model_files.resolve(tmp_path, None)
     if os.name == "posix" and os.geteuid() != 0:
         path = gguf(tmp_path / "a.gguf")
         path.chmod(0)
         with pytest.raises(ModelError, match="cannot be read"):
-            _files.check_gguf(path)
+            model_files.check_gguf(path)
 
 
 def test_missing_projector_is_named(tmp_path):
     model = gguf(tmp_path / "m.gguf")
     with pytest.raises(ModelNotFoundError, match="projector file .*p.gguf does not exist"):
-        _files.resolve(model, tmp_path / "p.gguf")
+        model_files.resolve(model, tmp_path / "p.gguf")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_projector_beside_the_model(tmp_path, model, beside, chosen):
     path = gguf(tmp_path / model)
     for name in beside:
         gguf(tmp_path / name)
-    found = _files.resolve(path, None)[1]
+    found = model_files.resolve(path, None)[1]
     assert (found.name if found else None) == chosen
 
 
@@ -68,10 +68,10 @@ def test_equally_good_projectors(tmp_path):
     for name in names:
         gguf(tmp_path / name)
     with pytest.raises(ProjectorError, match="mmproj-qwen-f16.gguf, mmproj-qwen-f32.gguf; pass mmproj="):
-        _files.resolve(model, None)
-    assert _files.resolve(model, tmp_path / names[1])[1] == tmp_path / names[1]
+        model_files.resolve(model, None)
+    assert model_files.resolve(model, tmp_path / names[1])[1] == tmp_path / names[1]
 
 
 def test_bundled_model():
-    model, mmproj = _files.resolve(None, None)
+    model, mmproj = model_files.resolve(None, None)
     assert (model.name, mmproj.name) == ("pages-vl-Q8_0.gguf", "mmproj-pages-vl-F16.gguf")

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from pyaircache import _progress
+from pyaircache import progress
 
 
 class Terminal(io.StringIO):
@@ -29,8 +29,8 @@ class Terminal(io.StringIO):
 def test_nothing_in_a_pipe(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(_progress, "_DELAY_S", 0.0)
-    with _progress.ProgressLine() as line:
+    monkeypatch.setattr(progress, "_DELAY_S", 0.0)
+    with progress.ProgressLine() as line:
         line(2, 1, 2)
         line(2, 2, 2)
     assert stream.getvalue() == ""
@@ -38,7 +38,7 @@ def test_nothing_in_a_pipe(monkeypatch):
 
 def test_nothing_without_stderr(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
-    with _progress.ProgressLine() as line:
+    with progress.ProgressLine() as line:
         line(0, 1, 1000)
 
 
@@ -46,8 +46,8 @@ def test_nothing_without_stderr(monkeypatch):
 def test_stages_on_a_terminal(monkeypatch, delay, shown):
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(_progress, "_DELAY_S", delay)
-    with _progress.ProgressLine() as line:
+    monkeypatch.setattr(progress, "_DELAY_S", delay)
+    with progress.ProgressLine() as line:
         for stage in (0, 1, 2, 9):
             line(stage, 0, 4)
             line(stage, 4, 4)
@@ -61,8 +61,8 @@ def test_stages_on_a_terminal(monkeypatch, delay, shown):
 def test_line_appears_during_one_long_step(monkeypatch):
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(_progress, "_DELAY_S", 0.05)
-    with _progress.ProgressLine() as line:
+    monkeypatch.setattr(progress, "_DELAY_S", 0.05)
+    with progress.ProgressLine() as line:
         line(1, 0, 1)
         assert stream.written.wait(30)
     assert stream.getvalue().rstrip(" ").endswith("\r")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pyaircache import ArgumentError, Method, Report, Span, StateError, UnsupportedError
-from pyaircache._divergence import jensen_shannon
-from pyaircache._heatmap import viridis
+from pyaircache.report.divergence import jensen_shannon
+from pyaircache.report.heatmap import viridis
 
 SPAN = Span(image=0, first=3, n_tokens=6, nx=3, ny=2)
 

@@ -25,8 +25,8 @@ from pyaircache import (
     PyAircacheWarning,
     StateError,
     UnsupportedError,
-    _gate,
 )
+from pyaircache.chat import gate
 
 # -- queue -------------------------------------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ def test_the_only_thread_is_not_left_waiting_for_itself(chat, monkeypatch):
 
 
 def test_a_long_wait_for_a_stream_that_nobody_reads_is_spoken_of(chat, pool, monkeypatch):
-    monkeypatch.setattr(_gate, "_IDLE_S", 0.0)
+    monkeypatch.setattr(gate, "_IDLE_S", 0.0)
     stream = chat.ask(IMAGE, "What?", stream=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

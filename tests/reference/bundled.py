@@ -1,7 +1,7 @@
 """The bundled model as Hugging Face has it: a folder made of its two GGUF files, with the weights as F32.
 
-The names are those of export_gguf, read backwards; tests/models/test_export.py holds that exporting the folder gives
-the files in the package again.
+The names are those of export_gguf, read backwards; tests/training/test_export_gguf.py holds that exporting the
+folder gives the files in the package again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import export_gguf
 import gguf
 import numpy as np
 import tiny
@@ -18,7 +17,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from pyaircache._files import BUNDLED_MMPROJ, BUNDLED_MODEL, bundled_dir
+from pyaircache.model_files import BUNDLED_MMPROJ, BUNDLED_MODEL, bundled_dir
+from training import export_gguf
 
 TEXT = {ours: theirs for theirs, ours in export_gguf.TEXT_NAMES.items()} | {"output.weight": "lm_head.weight"}
 TEXT_LAYER = {ours: theirs for theirs, ours in export_gguf.TEXT_LAYER_NAMES.items()}

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VENDOR = ROOT / "vendor" / "llama.cpp"
 
 # Modules that register classes for what the pinned converter does not know
-OURS = ("pyaircache.convert.internvl", "pyaircache.convert.llava")
+OURS = ("pyaircache.convert.families.internvl", "pyaircache.convert.families.llava")
 
 
 def convert(hf_dir: Path) -> tuple[Path, Path]:

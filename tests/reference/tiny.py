@@ -1,6 +1,6 @@
 """Small random Qwen2-VL models, and prompts as Hugging Face's model wants them.
 
-The models are seeded and saved so that models.export_gguf can convert them, with a tokenizer of 274 tokens made here
+The models are seeded and saved so that training.export_gguf can convert them, with a tokenizer of 274 tokens made here
 and the bundled model's chat template. Their attention is made steep on purpose: with the usual initialisation it is
 nearly flat, every text token is elite, and nothing about the method is tested.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
-from pyaircache._files import BUNDLED_MODEL, bundled_dir
+from pyaircache.model_files import BUNDLED_MODEL, bundled_dir
 
 transformers_logging.disable_progress_bar()
 
@@ -87,7 +87,7 @@ SHAPES = {
 
 
 def save_tiny(folder: str | Path, shape: str | Shape = "gqa", seed: int = 0) -> Path:
-    """Makes a random model and saves it as a Hugging Face folder, ready for models.export_gguf.
+    """Makes a random model and saves it as a Hugging Face folder, ready for training.export_gguf.
 
     Args:
         folder: created if need be.

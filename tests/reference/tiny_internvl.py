@@ -11,7 +11,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import export_gguf
 import gguf
 import numpy as np
 import tiny
@@ -19,6 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from training import export_gguf
 
 SHAPE = tiny.Shape(layers=4, heads=4, heads_kv=2, head_dim=32, sections=(4, 6, 6))  # without its sections
 VOCABULARY = 288

@@ -151,7 +151,7 @@ def save_tiny(folder: Path, seed: int = 0, tile: int = TILE, layer: int = -1) ->
     processor.save_pretrained(hf)
 
     llama = ROOT / "vendor" / "llama.cpp"
-    module = ROOT / "pyaircache" / "convert" / "llava_onevision.py"
+    module = ROOT / "pyaircache" / "convert" / "families" / "llava_onevision.py"
     command = [sys.executable, "-c", CONVERT, llama, module, hf, folder]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "vendor" / "llama.cpp" / "tools" / "server" / "tests"
-MODELS = ROOT / "pyaircache" / "models" / "pages-vl"
+MODELS = ROOT / "pyaircache" / "data" / "pages-vl"
 FILES = ["basic", "metrics", "security", "sleep", "ignore_eos", "kv_keep_only_active", "template", "tokenize"]
 FILES += ["completion", "slot_save", "ctx_shift"]
 

@@ -18,7 +18,7 @@ import httpx
 import openai
 import pytest
 
-from pyaircache import _files
+from pyaircache import model_files
 
 START_S = 60.0
 CTX = 1024  # of a slot
@@ -82,7 +82,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def models(f32_model: Path) -> list[str]:
     """Options that name the bundled model, in F32, and its projector."""
-    _, mmproj = _files.resolve(None, None)
+    _, mmproj = model_files.resolve(None, None)
     return ["--model", str(f32_model), "--mmproj", str(mmproj)]
 
 
@@ -161,7 +161,7 @@ class Page:
 @pytest.fixture(scope="session")
 def pages() -> list[Page]:
     """The bundled sample pages."""
-    folder = _files.bundled_dir() / "samples"
+    folder = model_files.bundled_dir() / "samples"
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     return [Page(folder / entry["file"], entry["question"], entry["answer"]) for entry in map(json.loads, lines)]
 

@@ -12,7 +12,7 @@ from pyaircache import Chat
 from .conftest import CTX, Launch, Page
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "models"), str(ROOT / "tests" / "reference")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "reference")]
 
 import tiny_onevision as tov  # noqa: E402
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from pyaircache import EngineError
-from pyaircache.serve import command
+from pyaircache.cli.serve import command
 
 from .conftest import START_S, free_port
 

@@ -1,0 +1,1 @@
+"""The command line: ``pyaircache``; one file a command."""

@@ -1,0 +1,301 @@
+"""The engine, one method per C function: status codes become exceptions, C arrays become NumPy copies.
+
+A thin layer: it holds no conversation, no file logic and no lock (see :mod:`pyaircache.chat`).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArgumentError, StateError
+from . import fork, library, log
+from .marshal import ProgressCallback, array, c_method, split, struct_fields, text, utf8
+from .status import check
+from .structs import Compression, EngineMethod, Info, Message, PromptInfo, Scores, Size, Span, Stats
+
+Progress = Callable[[int, int, int], object]
+"""Called with (stage, done, total); an exception it raises cancels the call and comes out of it."""
+
+STAGE_LOAD, STAGE_ENCODE, STAGE_PREFILL = 0, 1, 2
+
+_TOKEN_BYTES = 1024  # room for the text of one token
+
+
+def version() -> str:
+    """Version of the engine and of llama.cpp, e.g. ``"0.1.0 (llama.cpp 0c1e570)"``."""
+    ffi, lib, _ = library.load()
+    return text(ffi, lib.pac_version())
+
+
+def _free(free: Callable[[Any], None], getpid: Callable[[], int], pid: int, ptr: Any) -> None:
+    if getpid() == pid:  # in a forked child it would wait for threads that are not there
+        free(ptr)
+
+
+class Engine:
+    """One loaded model and one conversation; see ``pyaircache.h`` for what each call does.
+
+    Not thread-safe: one call at a time, :meth:`cancel` excepted. Of the process that made it only: in a forked child
+    every call raises ForkError, and what the engine holds is left alone.
+
+    Args:
+        model: Path of the text model's GGUF.
+        mmproj: Path of the projector's GGUF, or None: text only.
+        progress: Called while loading.
+        options: Further fields of ``pac_engine_params``; None keeps a field's default.
+
+    Raises:
+        PyAircacheError: Loading failed; see :mod:`pyaircache.errors`.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        mmproj: str | os.PathLike[str] | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: int | str | None,
+    ) -> None:
+        self._ptr: Any = None
+        self._pid = os.getpid()
+        self._ending = threading.RLock()  # between `cancel` and `close`; a signal handler may call both inside them
+        fork.check_new()
+        self._ffi, self._lib, _ = library.load()
+        log.install()
+        ffi, lib = self._ffi, self._lib
+        values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        values.update(model=os.fspath(model), mmproj=os.fspath(mmproj) if mmproj is not None else None)
+        params = ffi.new("struct pac_engine_params *", lib.pac_engine_default_params())
+        keep_alive = []  # C strings live as long as the call
+        for name, value in values.items():
+            if isinstance(value, str):
+                value = ffi.new("char[]", os.fsencode(value))
+                keep_alive.append(value)
+            setattr(params, name, ffi.NULL if value is None else value)
+        callback = ProgressCallback(ffi, progress)
+        params.progress = callback.pointer
+        out = ffi.new("pac_engine **")
+        status = lib.pac_engine_new(params, out)
+        if status == lib.PAC_OK:
+            self._ptr = ffi.gc(out[0], functools.partial(_free, lib.pac_engine_free, os.getpid, self._pid))
+        callback.raise_pending()
+        check(status)
+
+    def close(self) -> None:
+        """Frees the engine; further calls raise StateError. May be called again; does nothing in a forked child."""
+        if getattr(self, "_ptr", None) is None or self._pid != os.getpid():
+            return
+        with self._ending:
+            ptr, self._ptr = self._ptr, None
+        # Frees it; or the `cancel` does that a signal handler has called this from, when it has used its own reference
+        del ptr
+
+    def cancel(self) -> None:
+        """Makes a running :meth:`prompt` or :meth:`decode` raise CancelledError soon. From any thread."""
+        with self._ending:
+            if self._ptr is not None:
+                self._lib.pac_cancel(self._engine)
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` has been called."""
+        return self._ptr is None
+
+    @property
+    def _engine(self) -> Any:
+        if self._ptr is None:
+            raise StateError("the engine is closed")
+        fork.check(self._pid)
+        return self._ptr
+
+    # -- about the model ----------------------------------------------------------------------------------------------
+
+    def info(self) -> Info:
+        """What was loaded."""
+        out = self._ffi.new("struct pac_info *")
+        check(self._lib.pac_engine_info(self._engine, out))
+        return Info(**struct_fields(self._ffi, out, Info))
+
+    def marker(self) -> str:
+        """What stands for an image in a prompt's text."""
+        return text(self._ffi, self._lib.pac_marker(self._engine))
+
+    def apply_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """Renders messages with the model's own chat template."""
+        ffi = self._ffi
+        items = ffi.new("struct pac_message[]", max(len(messages), 1))
+        keep_alive = []
+        for i, message in enumerate(messages):
+            role, content = ffi.new("char[]", utf8(message.role)), ffi.new("char[]", utf8(message.content))
+            keep_alive += [role, content]
+            items[i].role, items[i].content = role, content
+        out = ffi.new("char **")
+        check(self._lib.pac_apply_template(self._engine, items, len(messages), add_generation_prompt, out))
+        try:
+            return text(ffi, out[0])
+        finally:
+            self._lib.pac_string_free(out[0])
+
+    # -- prompt -------------------------------------------------------------------------------------------------------
+
+    def count_tokens(self, text: str, images: Sequence[NDArray[np.uint8]] = ()) -> int:
+        """Cells that a prompt needs; evaluates nothing. images: uint8 [H, W, 3] each."""
+        pictures, _buffers = self._images(images)
+        out = self._ffi.new("int32_t *")
+        check(self._lib.pac_count_tokens(self._engine, utf8(text), pictures, len(images), out))
+        return int(out[0])
+
+    def layout(self, text: str, images: Sequence[NDArray[np.uint8] | Size] = ()) -> PromptInfo:
+        """What :meth:`prompt` would make of a prompt; evaluates nothing.
+
+        images: uint8 [H, W, 3] each, or a picture's (width, height): its pixels do not matter here.
+        """
+        pictures, _buffers = self._images(images)
+        out = self._ffi.new("struct pac_prompt_info *")
+        check(self._lib.pac_layout(self._engine, utf8(text), pictures, len(images), out))
+        return self._prompt_info(out)
+
+    def prompt(
+        self,
+        text: str,
+        images: Sequence[NDArray[np.uint8]] = (),
+        *,
+        reserve: int = 0,
+        observe: EngineMethod | bool = False,
+        progress: Progress | None = None,
+    ) -> PromptInfo:
+        """Appends a prompt to the conversation and evaluates it.
+
+        Args:
+            text: Rendered prompt; each marker is replaced by the next image.
+            images: uint8 [H, W, 3], C-contiguous; [frames, H, W, 3] is a video.
+            reserve: Cells that must stay free for the answer.
+            observe: The method that :meth:`score` or :meth:`compress` will use (True: the default one), or False.
+            progress: Called between batches.
+
+        Raises:
+            ContextError: It does not fit. As after every error here, the conversation is as it was.
+        """
+        pictures, _buffers = self._images(images)
+        callback = ProgressCallback(self._ffi, progress)
+        out = self._ffi.new("struct pac_prompt_info *")
+        method = EngineMethod(keep=1.0) if observe is True else observe
+        method = self._method(method) if method else self._ffi.NULL
+        status = self._lib.pac_prompt(
+            self._engine, utf8(text), pictures, len(images), reserve, method, callback.pointer, self._ffi.NULL, out
+        )
+        callback.raise_pending()
+        check(status)
+        return self._prompt_info(out)
+
+    def _prompt_info(self, out: Any) -> PromptInfo:
+        spans = [Span(**struct_fields(self._ffi, out.spans[i], Span)) for i in range(out.n_spans)]
+        return PromptInfo(**struct_fields(self._ffi, out, PromptInfo, spans=spans))
+
+    def _images(self, images: Sequence[NDArray[np.uint8] | Size]) -> tuple[Any, list[Any]]:
+        """(C array of pac_image, buffers that must outlive it)."""
+        items = self._ffi.new("struct pac_image[]", max(len(images), 1))
+        buffers = []
+        for i, image in enumerate(images):
+            if isinstance(image, tuple):
+                items[i].width, items[i].height = image
+                continue
+            contiguous = image.dtype == np.uint8 and image.flags.c_contiguous
+            if not contiguous or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.shape[0] == 0:
+                raise ArgumentError("the engine takes C-contiguous uint8 images [H, W, 3] and videos [frames, H, W, 3]")
+            buffers.append(self._ffi.from_buffer("uint8_t[]", image))
+            items[i].n_frames = image.shape[0] if image.ndim == 4 else 0
+            items[i].height, items[i].width, items[i].rgb = *image.shape[-3:-1], buffers[-1]
+        return items, buffers
+
+    # -- compression --------------------------------------------------------------------------------------------------
+
+    def score(self, method: EngineMethod) -> Scores:
+        """Importance of every visual token in every layer (method section 1)."""
+        out = self._ffi.new("struct pac_scores *")
+        check(self._lib.pac_score(self._engine, self._method(method), out))
+        return self._scores(out)
+
+    def evict(self, kept: Sequence[NDArray[np.int32]], mask_only: bool = False, merge: float = 0.0) -> Compression:
+        """Evicts all visual tokens but the given ones. kept: per layer, ascending visual indices."""
+        budgets = np.array([len(one) for one in kept], dtype=np.int32)
+        flat = np.ascontiguousarray(np.concatenate(list(kept)) if len(kept) else [], dtype=np.int32)
+        out = self._ffi.new("struct pac_compression *")
+        arrays = (self._ffi.from_buffer("int32_t[]", values) for values in (budgets, flat))
+        check(self._lib.pac_evict(self._engine, *arrays, merge, mask_only, out))
+        return self._compression(out)
+
+    def compress(self, method: EngineMethod, mask_only: bool = False) -> tuple[Scores, Compression]:
+        """Scores, allocates, selects and evicts (method sections 1 to 3)."""
+        scores, out = self._ffi.new("struct pac_scores *"), self._ffi.new("struct pac_compression *")
+        check(self._lib.pac_compress(self._engine, self._method(method), mask_only, scores, out))
+        return self._scores(scores), self._compression(out)
+
+    def _method(self, method: EngineMethod) -> Any:
+        return c_method(self._ffi, self._lib, method)
+
+    def _scores(self, out: Any) -> Scores:
+        ffi, layers, visual = self._ffi, out.n_layers, out.n_visual
+        sizes = array(ffi, out.n_elite, layers, np.int32)
+        return Scores(
+            scores=array(ffi, out.scores, layers * visual, np.float32).reshape(layers, visual),
+            elite=split(array(ffi, out.elite, int(sizes.sum()), np.int32), sizes),
+            alive=array(ffi, out.alive, layers, np.float64),
+            ms=out.ms,
+        )
+
+    def _compression(self, out: Any) -> Compression:
+        ffi, layers = self._ffi, out.n_layers
+        budgets = array(ffi, out.budgets, layers, np.int32)
+        return Compression(
+            **struct_fields(
+                ffi,
+                out,
+                Compression,
+                budgets=budgets,
+                kept=split(array(ffi, out.kept, int(budgets.sum()), np.int32), budgets),
+                strength=array(ffi, out.strength, layers, np.float64),
+                skewness=array(ffi, out.skewness, layers, np.float64),
+            )
+        )
+
+    # -- answer -------------------------------------------------------------------------------------------------------
+
+    def sample(self, temperature: float = 0.0, seed: int = 0) -> tuple[int, bool]:
+        """Next token from the current logits: (token, whether it ends the answer)."""
+        token, end = self._ffi.new("int32_t *"), self._ffi.new("bool *")
+        check(self._lib.pac_sample(self._engine, temperature, seed, token, end))
+        return int(token[0]), bool(end[0])
+
+    def token_bytes(self, token: int) -> bytes:
+        """Text of a token; may end inside a UTF-8 sequence."""
+        buffer = self._ffi.new("char[]", _TOKEN_BYTES)
+        count = check(self._lib.pac_token_bytes(self._engine, token, buffer, _TOKEN_BYTES))
+        return bytes(self._ffi.buffer(buffer, count))
+
+    def decode(self, token: int) -> None:
+        """Appends one token to the conversation."""
+        check(self._lib.pac_decode(self._engine, token))
+
+    def logits(self) -> NDArray[np.float32]:
+        """Logits of the last evaluated token: [n_vocab]."""
+        out, count = self._ffi.new("float **"), self._ffi.new("int32_t *")
+        check(self._lib.pac_logits(self._engine, out, count))
+        return array(self._ffi, out[0], count[0], np.float32)
+
+    def stats(self) -> Stats:
+        """Cells, bytes and graph counts of the moment."""
+        out = self._ffi.new("struct pac_stats *")
+        check(self._lib.pac_engine_stats(self._engine, out))
+        return Stats(**struct_fields(self._ffi, out, Stats))
+
+    def reset(self) -> None:
+        """Forgets the conversation."""
+        check(self._lib.pac_reset(self._engine))

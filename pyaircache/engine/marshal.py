@@ -1,0 +1,97 @@
+"""Conversions between C values and Python ones, and callbacks from C into Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArgumentError
+from . import log
+from .structs import EngineMethod
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def text(ffi: Any, pointer: Any) -> str:
+    """A C string as str; NULL is empty, bytes that are not UTF-8 become U+FFFD."""
+    return "" if pointer == ffi.NULL else ffi.string(pointer).decode("utf-8", "replace")
+
+
+def utf8(string: str) -> bytes:
+    """A str for C.
+
+    Raises:
+        ArgumentError: It holds a NUL character or half a surrogate pair.
+    """
+    if "\0" in string:
+        raise ArgumentError("text must not contain NUL characters")
+    try:
+        return string.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise ArgumentError(f"text is not valid Unicode: {exc.reason} at position {exc.start}") from None
+
+
+def array(ffi: Any, pointer: Any, count: int, dtype: type[Scalar]) -> NDArray[Scalar]:
+    """A NumPy copy of ``count`` values at ``pointer``: [count]."""
+    if count == 0 or pointer == ffi.NULL:
+        return np.empty(0, dtype=dtype)
+    return np.frombuffer(ffi.buffer(pointer, count * np.dtype(dtype).itemsize), dtype=dtype).copy()
+
+
+def split(flat: NDArray[Scalar], sizes: NDArray[np.int32]) -> list[NDArray[Scalar]]:
+    """Cuts concatenated runs apart: sizes [L] -> L arrays."""
+    return [part.copy() for part in np.split(flat, np.cumsum(sizes)[:-1])] if len(sizes) else []
+
+
+def struct_fields(ffi: Any, struct: Any, cls: type, **ready: Any) -> dict[str, Any]:
+    """Constructor arguments of a dataclass from a C struct with the same field names; ``ready`` ones as given."""
+    values = dict(ready)
+    for field in fields(cls):
+        if field.name not in values:
+            value = getattr(struct, field.name)
+            values[field.name] = text(ffi, value) if isinstance(value, ffi.CData) else value
+    return values
+
+
+def c_method(ffi: Any, lib: Any, method: EngineMethod) -> Any:
+    """``struct pac_method *`` with the engine's defaults where ``method`` has None."""
+    out = ffi.new("struct pac_method *", lib.pac_method_default())
+    for name, value in vars(method).items():
+        if value is not None:
+            setattr(out, name, value)
+    return out
+
+
+class ProgressCallback:
+    """A Python function as ``pac_progress_callback``.
+
+    No exception crosses into C: it is stored, the C call is cancelled, and :meth:`raise_pending` raises it afterwards.
+    The object must live as long as the C call that uses its pointer.
+    """
+
+    def __init__(self, ffi: Any, function: Callable[[int, int, int], object] | None) -> None:
+        self._pending: BaseException | None = None
+        self.pointer: Any = ffi.NULL
+        if function is None:
+            return
+
+        def call(stage: int, done: int, total: int, user_data: Any) -> bool:
+            function(stage, done, total)
+            return self._pending is None and not log.interrupted()
+
+        # `onerror` rather than try/except: it also catches a KeyboardInterrupt between two lines of `call`
+        self.pointer = ffi.callback("pac_progress_callback", call, error=False, onerror=self._store)
+
+    def _store(self, kind: Any, value: BaseException, traceback: Any) -> None:
+        if self._pending is None:
+            self._pending = value
+
+    def raise_pending(self) -> None:
+        """Raises what the function raised, if it did."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            raise pending

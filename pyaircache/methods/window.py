@@ -1,0 +1,236 @@
+"""Who observes the image, and over which neighbours scores are pooled: two of the parts of a method."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..checks import flag, one_of, share, shown, whole
+from ..engine.structs import EngineMethod
+from ..errors import ArgumentError
+
+_ELITE, _LAST, _TEXT, _VISUAL, _ALL = range(5)  # pac_method.window
+_NONE, _AVG, _MAX = range(3)  # pac_method.pool
+_POOLS = {"avg": _AVG, "max": _MAX}
+_FORMS = "elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N], all"
+
+
+class Window:
+    """The tokens whose attention rates the visual tokens: one of the classes below. ``str()`` is what `parse` reads.
+
+    Only those: the engine knows no others, so that a `Method` refuses a subclass of yours.
+    """
+
+    @staticmethod
+    def parse(text: str) -> Window:
+        """Reads a window's text: ``elite``, ``elite:0.5``, ``elite:0.9:content:last``, ``last:16``, ``text``,
+        ``text:weighted``, ``visual:32`` or ``all``.
+
+        Raises:
+            ArgumentError: It is none of these.
+        """
+        name, *words = text.split(":") if isinstance(text, str) else [""]
+        try:
+            if name == "elite":
+                alpha = _decimal(words.pop(0)) if words and words[0] not in ("content", "last") else Elite.alpha
+                flags = _flags(words, "content", "last")
+                return Elite(alpha, "content" in flags, "last" in flags)
+            if name == "text":
+                return Text(weighted="weighted" in _flags(words, "weighted"))
+            if name in ("last", "visual") and len(words) <= 1:
+                return (Last if name == "last" else Visual)(*map(_digits, words))
+            if name == "all" and not words:
+                return All()
+        except ArgumentError:
+            raise
+        except ValueError:
+            pass
+        raise ArgumentError(f"window {shown(text)}: must be of the form {_FORMS}")
+
+    @staticmethod
+    def of(method: EngineMethod) -> Window:
+        """The window of an engine's method."""
+        kind, count = method.window, method.window_n or 1
+        if kind == _ELITE:
+            assert method.alpha is not None
+            return Elite(method.alpha, content_only=bool(method.elite_content), hold_last=bool(method.elite_last))
+        if kind == _TEXT:
+            return Text(weighted=bool(method.text_weights))
+        return Last(count) if kind == _LAST else Visual(count) if kind == _VISUAL else All()
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of ``pac_method`` that say the same."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Elite(Window):
+    """AirCache's: the text tokens behind the image that the prompt's last token attends to most, chosen per layer.
+
+    Attributes:
+        alpha: Those with at least this share of the largest attention, in (0, 1].
+        content_only: Leave out the tokens of the chat template. Not in the paper.
+        hold_last: Always hold the prompt's last token. Not in the paper.
+    """
+
+    alpha: float = 0.9
+    content_only: bool = False
+    hold_last: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", share("alpha", self.alpha))
+        flag("content_only", self.content_only)
+        flag("hold_last", self.hold_last)
+
+    def __str__(self) -> str:
+        return f"elite:{self.alpha:g}{':content' * self.content_only}{':last' * self.hold_last}"
+
+    def fields(self) -> dict[str, Any]:
+        """See `Window.fields`."""
+        flags = {"elite_content": self.content_only, "elite_last": self.hold_last}
+        return {"window": _ELITE, "alpha": self.alpha, **flags}
+
+
+@dataclass(frozen=True)
+class Last(Window):
+    """The last ``n`` text tokens of the prompt, template included, as in SnapKV; fewer where there are fewer."""
+
+    n: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", whole("n", self.n, 1, 65536))
+
+    def __str__(self) -> str:
+        return f"last:{self.n}"
+
+    def fields(self) -> dict[str, Any]:
+        """See `Window.fields`."""
+        return {"window": _LAST, "window_n": self.n}
+
+
+@dataclass(frozen=True)
+class Text(Window):
+    """All text tokens behind the first image, as in VL-Cache.
+
+    Attributes:
+        weighted: Weigh each by the attention that it receives from the text behind it, as in TGV-KV.
+    """
+
+    weighted: bool = False
+
+    def __post_init__(self) -> None:
+        flag("weighted", self.weighted)
+
+    def __str__(self) -> str:
+        return "text:weighted" if self.weighted else "text"
+
+    def fields(self) -> dict[str, Any]:
+        """See `Window.fields`."""
+        return {"window": _TEXT, "text_weights": self.weighted}
+
+
+@dataclass(frozen=True)
+class Visual(Window):
+    """The last ``n`` visual tokens, of the paper's ablation."""
+
+    n: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", whole("n", self.n, 1, 65536))
+
+    def __str__(self) -> str:
+        return f"visual:{self.n}"
+
+    def fields(self) -> dict[str, Any]:
+        """See `Window.fields`."""
+        return {"window": _VISUAL, "window_n": self.n}
+
+
+@dataclass(frozen=True)
+class All(Window):
+    """Every token from the first visual one on, as in H2O. Makes the prefill slower (docs/methods.md)."""
+
+    def __str__(self) -> str:
+        return "all"
+
+    def fields(self) -> dict[str, Any]:
+        """See `Window.fields`."""
+        return {"window": _ALL}
+
+
+WINDOWS: tuple[type[Window], ...] = (Elite, Last, Text, Visual, All)
+"""The windows that there are."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Each score becomes the maximum or the average over its neighbours, inside each image.
+
+    Attributes:
+        kind: ``"max"`` or ``"avg"`` (zeros beyond the border count).
+        size: Odd number of neighbours, the token itself included.
+        grid: On the image's token grid, ``size`` x ``size``, instead of along the run of tokens.
+    """
+
+    kind: str = "max"
+    size: int = 5
+    grid: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("pool kind", self.kind, _POOLS)
+        object.__setattr__(self, "size", whole("pool size", self.size, 1, 65535))
+        if self.size % 2 == 0:
+            raise ArgumentError(f"pool size must be odd, got {self.size}")
+        flag("grid", self.grid)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.size}{f'x{self.size}' * self.grid}"
+
+    @staticmethod
+    def parse(text: str) -> Pool | None:
+        """Reads ``max:5``, ``avg:5``, ``max:3x3`` (on the grid), or ``none``.
+
+        Raises:
+            ArgumentError: It is none of these.
+        """
+        given = text if isinstance(text, str) else ""
+        if given == "none":
+            return None
+        kind, _, size = given.partition(":")
+        first, by, second = size.partition("x")
+        if kind in _POOLS and re.fullmatch("[0-9]{1,9}", first) and second == (first if by else ""):
+            return Pool(kind, int(first), grid=bool(by))
+        form = "max:N, avg:N, max:NxN, avg:NxN (on the grid) or none"
+        raise ArgumentError(f"pool {shown(text)}: must be of the form {form}")
+
+    @staticmethod
+    def of(method: EngineMethod) -> Pool | None:
+        """The pooling of an engine's method."""
+        kinds = {code: kind for kind, code in _POOLS.items()}
+        if not method.pool:
+            return None
+        return Pool(kinds[method.pool], method.pool_size or 1, grid=bool(method.pool_2d))
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of ``pac_method`` that say the same."""
+        return {"pool": _POOLS[self.kind], "pool_size": self.size, "pool_2d": self.grid}
+
+
+# int and float also take white space, underscores and the digits of other scripts, which llama-server does not.
+def _digits(word: str) -> int:
+    if not re.fullmatch("[0-9]{1,8}", word):
+        raise ValueError(word)
+    return int(word)
+
+
+def _decimal(word: str) -> float:
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word):
+        raise ValueError(word)
+    return float(word)
+
+
+def _flags(words: list[str], *allowed: str) -> list[str]:
+    if not set(words) <= set(allowed) or len(set(words)) < len(words):
+        raise ValueError(words)
+    return words

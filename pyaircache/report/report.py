@@ -1,0 +1,262 @@
+"""What a question cost and what its compression kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from ..checks import whole
+from ..engine import selection
+from ..engine.structs import Span
+from ..errors import StateError
+from ..images import Picture
+from ..methods.method import Method
+from . import divergence, heatmap
+
+_ARRAYS = ("budgets", "kept", "scores", "elite", "alive", "strength", "skewness")
+
+
+def _ints() -> NDArray[np.int32]:
+    return np.empty(0, dtype=np.int32)
+
+
+def _floats() -> NDArray[np.float64]:
+    return np.empty(0, dtype=np.float64)
+
+
+def _table() -> NDArray[np.float32]:
+    return np.empty((0, 0), dtype=np.float32)
+
+
+@dataclass(repr=False, eq=False)
+class Report:
+    """One question's report. L layers, N_v visual tokens; formulas: docs/methods.md.
+
+    Without compression (``keep=1.0``, ``method="full"``) every layer keeps every visual token, and ``scores``,
+    ``elite``, ``strength`` and ``skewness`` are empty. For a question without an image all per-layer fields are empty.
+
+    Attributes:
+        keep: Share of the visual cells that was to stay, in (0, 1]. Of a follow-up without an image that of the
+            conversation's image, which the follow-up cannot change; 1 in a conversation without an image.
+        method: A named method's name, a `Method` in one line, or the name of the user's function; of a follow-up that
+            of the conversation's image, ``"full"`` in a conversation without one.
+        alpha: Elite threshold, in (0, 1]; None where no elite window observes.
+        seed: Of the sampling, drawn or given: ``ask`` with it gives the same answer again. None where the answer is
+            not random (temperature 0) and none was given.
+        layers: L.
+        visual_tokens: N_v of this question.
+        prompt_tokens: Tokens of this question's prompt, text and visual; of a follow-up the new ones only.
+        answer_tokens: Tokens of the answer.
+        stop_reason: Why the answer ended: ``"end"`` (the model ended it), ``"max_tokens"``, ``"context"`` (the window
+            is full), ``"closed"`` (the stream was closed), ``"cancelled"``, ``"interrupted"`` or ``"error"``. After the
+            last three the question is no part of the conversation.
+        budgets: Visual tokens kept in each layer: int32 [L].
+        kept: Each layer's kept visual indices, ascending: L int32 arrays.
+        scores: Importance of every visual token in every layer, as the method rates it: float32 [L, N_v].
+        elite: Prompt token indices of each layer's observing text tokens: L int32 arrays; empty ones with a window of
+            visual or of all tokens, and where nothing observes.
+        alive: Attention entries of the text to visual tokens that reach 1 % of their row's maximum, mean over heads:
+            float64 [L]; empty but for the allocation ``"vl"``.
+        strength: Sum of each layer's importance: float64 [L].
+        skewness: Skewness of each layer's importance: float64 [L].
+        kv_bytes_full: Bytes of the whole conversation's cells in all layers, were nothing evicted; when the first
+            token was sampled, as ``kv_bytes``.
+        kv_bytes: Bytes of the cells that are left.
+        ms_encode: Time to encode the images, in ms as all times.
+        ms_prefill: Time to evaluate the prompt, without the encoding.
+        ms_compress: Time to score and evict.
+        ms_first_token: From the call of ``ask`` to the first token.
+        ms_decode: From the first token to the last one, without the time the caller held a stream.
+        tokens_per_second: Decoding speed after the first token; 0 when there was no second one.
+        n_decodes: Graph evaluations since the prompt.
+        n_graphs_reused: How many of them reused the graph.
+        spans: Runs of visual tokens: which image, where in the prompt, which grid.
+    """
+
+    keep: float
+    method: str
+    alpha: float | None
+    seed: int | None = None
+    layers: int = 0
+    visual_tokens: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    stop_reason: str = ""
+    budgets: NDArray[np.int32] = field(default_factory=_ints)
+    kept: list[NDArray[np.int32]] = field(default_factory=list)
+    scores: NDArray[np.float32] = field(default_factory=_table)
+    elite: list[NDArray[np.int32]] = field(default_factory=list)
+    alive: NDArray[np.float64] = field(default_factory=_floats)
+    strength: NDArray[np.float64] = field(default_factory=_floats)
+    skewness: NDArray[np.float64] = field(default_factory=_floats)
+    kv_bytes_full: int = 0
+    kv_bytes: int = 0
+    ms_encode: float = 0.0
+    ms_prefill: float = 0.0
+    ms_compress: float = 0.0
+    ms_first_token: float = 0.0
+    ms_decode: float = 0.0
+    tokens_per_second: float = 0.0
+    n_decodes: int = 0
+    n_graphs_reused: int = 0
+    spans: list[Span] = field(default_factory=list)
+
+    @property
+    def cells_kept(self) -> int:
+        """Visual cells kept, summed over layers."""
+        return int(self.budgets.sum())
+
+    @property
+    def share_of_layers(self) -> NDArray[np.float64]:
+        """Share of the layers that kept each visual token: float64 [N_v] in [0, 1]."""
+        counts = np.zeros(self.visual_tokens)
+        for kept in self.kept:
+            counts[kept] += 1.0
+        return counts / max(self.layers, 1)
+
+    @property
+    def kept_share(self) -> NDArray[np.float64]:
+        """Share of the visual tokens that each layer kept, its budget / N_v: float64 [L] in [0, 1]."""
+        return self.budgets / max(self.visual_tokens, 1)
+
+    def divergence(self, other: str | Method | ArrayLike = "uniform") -> float:
+        """How differently another allocation would have shared the cells among the layers.
+
+        The paper compares uniform, strength and skewness in this way (supplement, table 14). Both budgets, divided by
+        their sums, are distributions over the layers. Their Jensen-Shannon divergence, with base 2:
+
+            JS(P, Q) = KL(P || M) / 2 + KL(Q || M) / 2,  M = (P + Q) / 2
+
+        Args:
+            other: An allocation, such as ``"uniform"``, ``"strength"`` or ``"skewness"``, applied to ``scores`` with
+                this question's ``keep``; a `Method`, of which the allocation, ``uniform_share`` and ``min_keep`` count;
+                or budgets [L].
+
+        Returns:
+            From 0 (the same shares) to 1 (no layer in common).
+
+        Raises:
+            ArgumentError: No such allocation, or not L numbers of at least 0 with a sum above 0.
+            StateError: There was no compression, so there are no budgets or scores to compare.
+        """
+        return divergence.between(self, other)
+
+    def ranked(self, rank: int) -> NDArray[np.int32]:
+        """Each layer's r-th most important visual token; ``Method(rank=r)`` keeps exactly these (the paper's figure 6).
+
+        Args:
+            rank: r, from 1 (the most important) to N_v. Equal scores: the lower index comes first.
+
+        Returns:
+            Visual indices: int32 [L].
+
+        Raises:
+            ArgumentError: r is outside its limits.
+            StateError: There are no scores: there was no compression.
+        """
+        if not self.scores.size:
+            raise StateError("there are no scores to rank: this question was not compressed")
+        rank = whole("rank", rank, 1, self.visual_tokens)
+        return np.concatenate(selection.select(self.scores, np.ones(self.layers, np.int32), rank))
+
+    def to_dict(self, *, scalars_only: bool = False) -> dict[str, Any]:
+        """The report as a dictionary that ``json.dumps`` takes.
+
+        Args:
+            scalars_only: Leave out every array and the spans.
+
+        Returns:
+            Field names to numbers, strings and nested lists; a number that is not finite is None.
+        """
+        names = [f.name for f in dataclasses.fields(self)]
+        if scalars_only:
+            names = [name for name in names if name not in (*_ARRAYS, "spans")]
+        return {name: _plain(getattr(self, name)) for name in names}
+
+    def heatmap(self, image: Picture | Sequence[Picture], index: int = 0) -> Image.Image:
+        """Paints what was kept onto a picture of the question.
+
+        Each visual token's cell is as bright as the share of layers that kept it, and tinted from violet (none) to
+        yellow (all).
+
+        Args:
+            image: The picture that was asked about, in any form that ``Chat.ask`` takes; or the list of pictures, of
+                which the ``index``-th is painted.
+            index: Which of the question's pictures it is.
+
+        Returns:
+            An RGB image of the picture's size.
+
+        Raises:
+            ArgumentError: There is no such picture in this report.
+            UnsupportedError: The model's visual tokens do not form one grid over the picture.
+            ImageError: The picture cannot be read.
+        """
+        return heatmap.paint(image, index, self.share_of_layers, self.spans)
+
+    def __repr__(self) -> str:
+        alpha = f", alpha={self.alpha:g}" if self.alpha is not None else ""
+        seed = f", seed={self.seed}" if self.seed is not None else ""
+        head = f"Report(method={self.method!r}, keep={self.keep:g}{alpha}{seed})"
+        rows: list[tuple[str, str]] = []
+        if self.visual_tokens:
+            images = len({span.image for span in self.spans})
+            grids = ", ".join(f"{span.nx} x {span.ny}" for span in self.spans[:4] if span.nx)
+            more = f" ({grids}{', ...' if len(self.spans) > 4 else ''})" if grids else ""
+            rows.append(("visual tokens", f"{self.visual_tokens} in {images} image{'' if images == 1 else 's'}{more}"))
+            total = self.layers * self.visual_tokens
+            share = self.cells_kept / total if total else 0.0
+            rows.append(("cells kept", f"{self.cells_kept} of {total} in {self.layers} layers ({share:.1%})"))
+            rows.append(("budgets", _summary(self.budgets)))
+        else:
+            rows.append(("visual tokens", "0 (a question without an image)"))
+        if any(len(one) for one in self.elite):
+            rows.append(("observers", _summary(np.array([len(one) for one in self.elite]))))
+        ratio = f" ({self.kv_bytes / self.kv_bytes_full:.1%})" if self.kv_bytes_full else ""
+        rows.append(("KV cache", f"{_bytes(self.kv_bytes)} of {_bytes(self.kv_bytes_full)}{ratio}"))
+        rows.append(("prompt", f"{self.prompt_tokens} tokens"))
+        rows.append(("answer", f"{self.answer_tokens} tokens (stopped: {self.stop_reason or 'running'})"))
+        steps = ("encode", "prefill", "compress", "first_token", "decode")
+        times = ", ".join(f"{step.replace('_', ' ')} {getattr(self, f'ms_{step}'):.1f} ms" for step in steps)
+        rows.append(("time", times))
+        rows.append(("speed", f"{self.tokens_per_second:.1f} tokens/s"))
+        rows.append(("graphs", f"{self.n_graphs_reused} of {self.n_decodes} reused"))
+        return "\n".join([head, *(f"  {name:<14} {text}" for name, text in rows)])
+
+
+def _summary(counts: NDArray[Any]) -> str:
+    """Counts per layer on one line: all of them when few, and their range."""
+    shown = ", ".join(str(int(count)) for count in counts[:16])
+    return f"{shown}{', ...' if len(counts) > 16 else ''} (min {counts.min()}, max {counts.max()})"
+
+
+def _bytes(count: int) -> str:
+    """A number of bytes for people, in units of 1000."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, spans and NumPy scalars as JSON's own types."""
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
