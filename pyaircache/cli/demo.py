@@ -1,4 +1,4 @@
-"""``python -m pyaircache.demo``: the bundled model reads a page, with ever fewer visual cells left in its cache."""
+"""``python -m pyaircache.cli.demo``: the bundled model reads a page, with ever fewer visual cells left in its cache."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main() -> int:
         answer.report.heatmap(picture).save(HEATMAP)
         print(f"What was kept at {KEEPS[-1]:g} is painted in {HEATMAP}.\n\n{CAVEAT}")
     except (PyAircacheError, OSError) as exc:
-        print(f"pyaircache.demo: error: {exc}", file=sys.stderr)
+        print(f"pyaircache demo: error: {exc}", file=sys.stderr)
         return 1
     return 0
 

@@ -87,8 +87,8 @@ def test_programs_run(installed: Path, tmp_path: Path) -> None:
 def test_package_loads_its_own_engine(installed: Path, tmp_path: Path) -> None:
     """Installed, away from the source tree: the engine loads and has the package's version."""
     code = (
-        "import importlib.metadata; from pyaircache import _engine, _ffi\n"
-        "print(_ffi.find_library()); print(_engine.version()); print(importlib.metadata.version('pyaircache'))"
+        "import importlib.metadata; from pyaircache.engine import engine, library\n"
+        "print(library.find_library()); print(engine.version()); print(importlib.metadata.version('pyaircache'))"
     )
     # -S: the dependencies of this Python without its .pth files, which lead to the source tree (editable install).
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), sysconfig.get_path("purelib")])}

@@ -29,7 +29,7 @@ def ffi() -> FFI:
         ("pac_info", structs.Info, set()),
         ("pac_span", structs.Span, set()),
         ("pac_prompt_info", structs.PromptInfo, {"n_spans"}),
-        ("pac_method", structs.Method, set()),
+        ("pac_method", structs.EngineMethod, set()),
         ("pac_stats", structs.Stats, set()),
         ("pac_message", structs.Message, set()),
         ("pac_compression", structs.Compression, {"n_layers", "n_visual"}),

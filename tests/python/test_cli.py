@@ -369,7 +369,7 @@ def test_no_mmproj(engine, tmp_path):
 
 
 def test_demo(engine, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "pyaircache.demo"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pyaircache.cli.demo"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     rows = [line for line in done.stdout.splitlines() if line.strip().startswith(("1.00", "0.50", "0.25", "0.10"))]
     assert len(rows) == 4

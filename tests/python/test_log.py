@@ -38,7 +38,7 @@ def test_there_is_one_callback_for_ever(engine):
 
 FIRST = """
 import sys, threading
-from pyaircache import library, _log
+from pyaircache.engine import library, log
 sys.setswitchinterval(1e-6)
 start = threading.Barrier(8)
 found = []
@@ -158,7 +158,7 @@ def load(verbose):
         except Exception as exc:
             failed.append(exc)
 def log():  # much faster than loading
-    from pyaircache import _ffi
+    from pyaircache.engine import library
     ffi, lib, _ = library.load()
     params = ffi.new("struct pac_engine_params *", lib.pac_engine_default_params())
     path = ffi.new("char[]", sys.argv[1].encode())
