@@ -14,7 +14,9 @@ import pyaircache
 PACKAGE = Path(pyaircache.__file__).parent
 
 # From the ground up: a room imports only from those before it, and from its own.
-ORDER = ["errors", "checks", "images", "engine", "progress", "model_files", "methods", "report", "chat", "convert", "cli"]
+ORDER = """
+    errors checks images engine progress model_files methods report chat convert cli
+""".split()
 
 
 def modules() -> dict[str, Path]:
