@@ -14,9 +14,7 @@ import pyaircache
 PACKAGE = Path(pyaircache.__file__).parent
 
 # From the ground up: a room imports only from those before it, and from its own.
-ORDER = """
-    errors checks images engine progress model_files methods report chat convert cli
-""".split()
+ORDER = ["errors", "checks", "images", "engine", "progress", "model_files", "methods", "report", "chat", "convert", "cli"]
 
 
 def modules() -> dict[str, Path]:
