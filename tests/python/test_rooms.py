@@ -14,7 +14,8 @@ import pyaircache
 PACKAGE = Path(pyaircache.__file__).parent
 
 # From the ground up: a room imports only from those before it, and from its own.
-ORDER = ["errors", "checks", "images", "engine", "progress", "model_files", "methods", "report", "chat", "convert", "cli"]
+ORDER = ["errors", "checks", "images", "engine", "progress", "model_files"]
+ORDER += ["methods", "report", "chat", "convert", "cli"]
 
 
 def modules() -> dict[str, Path]:
