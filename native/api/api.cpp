@@ -109,6 +109,9 @@ std::vector<std::vector<llama_aircache_merged>> merged(const observed & prompt, 
 void observed::evict(const int32_t * budgets, const int32_t * kept, double merge, bool mask_only) const {
     LLAMA_AIRCACHE_REQUIRE(merge >= 0 && merge <= (mask_only ? 0 : 1), "merge is %g: it must be in [0, %d]", merge, mask_only ? 0 : 1);
     LLAMA_AIRCACHE_REQUIRE(budgets && kept, "budgets or kept is null");
+    if (mask_only) {
+        llama_aircache_planner::check_oracle();
+    }
 
     const int64_t n_kept = check_kept(*this, budgets, kept);
 

@@ -6,6 +6,8 @@
 
 #ifdef PAC_ORACLE
 
+void llama_aircache_planner::check_oracle() {}
+
 void llama_aircache_planner::hide(const llama_aircache_kept & kept) {
     auto zone = air.zone(stream);
 
@@ -44,9 +46,13 @@ void llama_aircache_planner::hide(const llama_aircache_kept & kept) {
 
 #else
 
-void llama_aircache_planner::hide(const llama_aircache_kept &) {
+void llama_aircache_planner::check_oracle() {
     throw llama_aircache_failure(LLAMA_AIRCACHE_UNSUPPORTED,
             "mask-only compression is the oracle of tests and not in this build: build with PYAIRCACHE_TESTS=ON");
+}
+
+void llama_aircache_planner::hide(const llama_aircache_kept &) {
+    check_oracle();
 }
 
 #endif

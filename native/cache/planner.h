@@ -53,9 +53,11 @@ public:
     // removes the sequence after its rows were moved in part: what the table says of it is no longer true
     void drop();
 
-    // Mask-only mode: hide instead of move; the observation ends. Nothing has changed when it throws. Builds for tests
-    // alone: elsewhere it throws (oracle.cpp).
+    // Mask-only mode: hide instead of move; the observation ends. Nothing has changed when it throws (oracle.cpp).
     void hide(const llama_aircache_kept & kept);
+
+    // throws llama_aircache_failure in builds that have no mask-only mode: all but those for tests
+    static void check_oracle();
 
 private:
     // the table that belongs to a layout, whose survivors all stand where `last` does
