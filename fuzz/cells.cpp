@@ -43,7 +43,7 @@ struct machine {
     observation seen[N_SEQ];
 
     llama_aircache_seq_stats stats(llama_seq_id seq) const {
-        llama_aircache_seq_stats res;
+        auto res = llama_aircache_stats_empty();
         REQUIRE(llama_aircache_stats(ctx, seq, &res) == LLAMA_AIRCACHE_OK, "%s", llama_aircache_error());
         return res;
     }

@@ -112,6 +112,8 @@ struct pac_engine {
 private:
     template <typename F> void evaluate(F && f);
     bool roll_back(llama_pos pos, int32_t cells);
+    void list_elite(const std::vector<uint8_t> & observers, int32_t n_layer);
+    void evicted(int32_t status);
     void decode_text(const llama_token * tokens, size_t n, bool last, const std::function<void(int32_t)> & done);
 
     llama_sampler_ptr sampler;

@@ -312,7 +312,7 @@ pac_info pac_engine::info() const {
     res.can_compress = why_not.empty();
     res.why_not      = why_not.c_str();
 
-    llama_aircache_seq_stats stats = {};
+    auto stats = llama_aircache_stats_empty();
     if (res.can_compress && llama_aircache_stats(ctx.get(), 0, &stats) == LLAMA_AIRCACHE_OK) {
         res.kv_bytes_per_token = stats.kv_bytes_cell;
     }

@@ -503,7 +503,7 @@ pac_stats pac_engine::stats() const {
     res.n_decodes       = n_decodes;
     res.n_graphs_reused = llama_perf_context(ctx.get()).n_reused - n_reused_start;
 
-    llama_aircache_seq_stats air = {};
+    auto air = llama_aircache_stats_empty();
     if (why_not.empty()) {
         pac_check(llama_aircache_stats(ctx.get(), 0, &air));
         res.n_past = air.n_cells;

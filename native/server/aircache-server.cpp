@@ -9,7 +9,6 @@
 #include "src/llama-ext.h"
 
 #include <algorithm>
-#include <numeric>
 #include <stdexcept>
 
 static constexpr size_t EMBDS_MAX_BYTES = 256ull*1024*1024;
@@ -320,22 +319,6 @@ void server_aircache_observer::observe(llama_context * ctx, llama_seq_id seq, co
     }
 }
 
-// budgets and kept cells; returns the number of kept cells in all layers
-static size_t choose_and_evict(llama_context * ctx, llama_seq_id seq, const llama_aircache_method & method, int32_t n_layer, int32_t n_visual) {
-    std::vector<float>   scores((size_t) n_layer*n_visual);
-    std::vector<double>  alive(n_layer);
-    std::vector<int32_t> budgets(n_layer);
-
-    const bool need_alive = method.allocation == LLAMA_AIRCACHE_ALLOC_VL;
-    check(llama_aircache_score(ctx, seq, &method, scores.data(), nullptr, need_alive ? alive.data() : nullptr));
-    check(llama_aircache_allocate(&method, scores.data(), need_alive ? alive.data() : nullptr, n_layer, n_visual, budgets.data(), nullptr, nullptr));
-
-    std::vector<int32_t> kept(std::accumulate(budgets.begin(), budgets.end(), (size_t) 0));
-    check(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), method.rank, kept.data()));
-    check(llama_aircache_evict(ctx, seq, budgets.data(), kept.data(), method.merge, false));
-    return kept.size();
-}
-
 std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observer::compress(llama_context * ctx, llama_seq_id seq,
         size_t n_tokens, const server_prompt_aircache & before, const common_params_aircache & wanted) {
     const int64_t t_start = llama_time_us();
@@ -343,19 +326,18 @@ std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observe
     server_prompt_aircache res = before;
     bool lost = false;
     if (observing) try {
-        int32_t n_layer;
-        int32_t n_visual;
-        check(llama_aircache_dims(ctx, seq, &n_layer, &n_visual, nullptr));
-        const size_t n_kept = choose_and_evict(ctx, seq, wanted.resolve(), n_layer, n_visual);
+        const auto method = wanted.resolve();
+        auto done = llama_aircache_compression_empty();
+        check(llama_aircache_compress(ctx, seq, &method, false, &done));
         observing = false; // the eviction has ended it
 
-        llama_aircache_seq_stats stats;
+        auto stats = llama_aircache_stats_empty();
         check(llama_aircache_stats(ctx, seq, &stats));
 
         res.n_tokens  = n_tokens;
         res.params    = wanted;
-        res.n_visual += n_visual;
-        res.n_kept   += (double) n_kept/n_layer;
+        res.n_visual += done.n_visual;
+        res.n_kept   += (double) done.n_kept/done.n_layer;
         res.n_cells   = stats.n_cells;
         res.kv_bytes  = stats.kv_bytes;
         res.kv_bytes_cell = stats.kv_bytes_cell;

@@ -35,8 +35,8 @@ extern "C" int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq,
     return next(llama_aircache_observe, "llama_aircache_observe")(ctx, seq, spans, n_spans, pos_end, method, is_template);
 }
 
-extern "C" int32_t llama_aircache_evict(llama_context * ctx, llama_seq_id seq, const int32_t * budgets, const int32_t * kept,
-        double merge, bool mask_only) {
+extern "C" int32_t llama_aircache_compress(llama_context * ctx, llama_seq_id seq, const llama_aircache_method * method, bool mask_only,
+        llama_aircache_compression * out) {
     static int n = 0;
     message = nullptr;
     ++n;
@@ -50,5 +50,5 @@ extern "C" int32_t llama_aircache_evict(llama_context * ctx, llama_seq_id seq, c
         llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1);
         return LLAMA_AIRCACHE_COMPUTE;
     }
-    return next(llama_aircache_evict, "llama_aircache_evict")(ctx, seq, budgets, kept, merge, mask_only);
+    return next(llama_aircache_compress, "llama_aircache_compress")(ctx, seq, method, mask_only, out);
 }

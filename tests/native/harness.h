@@ -138,12 +138,19 @@ inline result compress(llama_context * ctx, llama_seq_id seq, const llama_aircac
     result res;
     res.scores.resize(n_layer*n_visual);
     res.budgets.resize(n_layer);
-    std::vector<double> alive(n_layer);
-    CHECK(llama_aircache_score(ctx, seq, &method, res.scores.data(), nullptr, alive.data()) == 0);
-    CHECK(llama_aircache_allocate(&method, res.scores.data(), alive.data(), n_layer, n_visual, res.budgets.data(), nullptr, nullptr) == 0);
-    res.kept.resize(std::accumulate(res.budgets.begin(), res.budgets.end(), 0));
-    CHECK(llama_aircache_select(res.scores.data(), n_layer, n_visual, res.budgets.data(), method.rank, res.kept.data()) == 0);
-    CHECK(llama_aircache_evict(ctx, seq, res.budgets.data(), res.kept.data(), method.merge, mask_only) == 0);
+    res.kept.resize(n_layer*n_visual);
+
+    auto out = llama_aircache_compression_empty();
+    out.scores  = res.scores.data();
+    out.budgets = res.budgets.data();
+    out.kept    = res.kept.data();
+    out.n_scores   = res.scores.size();
+    out.n_budgets  = res.budgets.size();
+    out.n_kept_max = res.kept.size();
+    CHECK(llama_aircache_compress(ctx, seq, &method, mask_only, &out) == 0);
+    CHECK(out.n_layer == n_layer && out.n_visual == n_visual && out.n_text == n_text);
+
+    res.kept.resize(out.n_kept);
     return res;
 }
 

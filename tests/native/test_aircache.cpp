@@ -80,7 +80,7 @@ static void cells_are_freed() {
     auto ctx = context(1, false, 256);
     prefill(ctx.get(), 0);
 
-    llama_aircache_seq_stats before, after;
+    auto before = llama_aircache_stats_empty(), after = before;
     CHECK(llama_aircache_stats(ctx.get(), 0, &before) == 0);
     CHECK(before.n_cells == N_PROMPT);
     CHECK(before.kv_bytes == (int64_t) N_PROMPT*before.kv_bytes_cell);
@@ -135,7 +135,7 @@ static void region_is_atomic() {
 
     // all of it: the cache is as new
     CHECK(llama_memory_seq_rm(mem, 0, -1, -1));
-    llama_aircache_seq_stats stats;
+    auto stats = llama_aircache_stats_empty();
     CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0);
     CHECK(stats.n_cells == 0 && stats.n_zone == 0);
     auto fresh = context();
@@ -164,7 +164,7 @@ static void second_image() {
         const auto l2 = decode(ctx.get(), 0, p, random_tokens(85, 9));
         const auto r2 = compress(ctx.get(), 0, 0.3, mask_only);
         if (!mask_only) {
-            llama_aircache_seq_stats stats;
+            auto stats = llama_aircache_stats_empty();
             CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0);
             int n_zone = 0;
             for (size_t i = 0; i < r1.budgets.size(); ++i) {
@@ -304,6 +304,92 @@ static void refusals() {
     decode(unified.get(), 0, N_PROMPT, { 1 });
 }
 
+// one call gives what its four parts give, and writes no further than there is room
+static void compress_at_once() {
+    for (const char * name : { "aircache", "vlcache" }) {
+        const auto method = method_named(name, 0.25);
+        auto a = context();
+        auto b = context();
+        prefill(a.get(), 0, 0, &method);
+        const auto last = prefill(b.get(), 0, 0, &method);
+
+        int32_t n_layer, n_visual, n_text;
+        CHECK(llama_aircache_dims(a.get(), 0, &n_layer, &n_visual, &n_text) == 0);
+        std::vector<float>   scores(n_layer*n_visual);
+        std::vector<uint8_t> observers(n_layer*n_text);
+        std::vector<double>  alive(n_layer), strength(n_layer), skewness(n_layer);
+        std::vector<int32_t> budgets(n_layer);
+        CHECK(llama_aircache_score(a.get(), 0, &method, scores.data(), observers.data(), alive.data()) == 0);
+        CHECK(llama_aircache_allocate(&method, scores.data(), alive.data(), n_layer, n_visual, budgets.data(), strength.data(), skewness.data()) == 0);
+        std::vector<int32_t> kept(std::accumulate(budgets.begin(), budgets.end(), 0));
+        CHECK(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), 0, kept.data()) == 0);
+        CHECK(llama_aircache_evict(a.get(), 0, budgets.data(), kept.data(), 0.0, false) == 0);
+
+        result got;
+        std::vector<uint8_t> got_observers(observers.size());
+        std::vector<double>  got_alive(n_layer), got_strength(n_layer), got_skewness(n_layer);
+        got.scores.resize(scores.size());
+        got.budgets.resize(n_layer);
+        got.kept.resize(kept.size() + 1, -7);
+
+        auto out = llama_aircache_compression_empty();
+        out.scores    = got.scores.data();    out.n_scores    = got.scores.size();
+        out.observers = got_observers.data(); out.n_observers = got_observers.size();
+        out.alive     = got_alive.data();     out.n_alive     = n_layer;
+        out.strength  = got_strength.data();  out.n_strength  = n_layer;
+        out.skewness  = got_skewness.data();  out.n_skewness  = n_layer;
+        out.budgets   = got.budgets.data();
+        out.kept      = got.kept.data();
+
+        // no room: refused, and nothing has happened
+        out.n_budgets  = n_layer - 1;
+        out.n_kept_max = kept.size();
+        CHECK(llama_aircache_compress(b.get(), 0, &method, false, &out) == LLAMA_AIRCACHE_ARGUMENT);
+        CHECK(strstr(llama_aircache_error(), "budgets has room for"));
+        out.n_budgets  = n_layer;
+        out.n_kept_max = kept.size() - 1;
+        CHECK(llama_aircache_compress(b.get(), 0, &method, false, &out) == LLAMA_AIRCACHE_ARGUMENT);
+        CHECK(strstr(llama_aircache_error(), "kept has room for") && got.kept[0] == -7);
+
+        out.n_kept_max = kept.size();
+        CHECK(llama_aircache_compress(b.get(), 0, &method, false, &out) == 0);
+        CHECK(out.n_layer == n_layer && out.n_visual == n_visual && out.n_text == n_text && out.n_kept == (int64_t) kept.size());
+        CHECK(got.kept.back() == -7);
+        got.kept.pop_back();
+        CHECK(got.scores == scores && got_observers == observers && got_alive == alive && got_strength == strength && got_skewness == skewness);
+        CHECK(got.budgets == budgets && got.kept == kept);
+        CHECK(generate(a.get(), 0, N_PROMPT, argmax(last), 3) == generate(b.get(), 0, N_PROMPT, argmax(last), 3));
+    }
+
+    // nothing is wanted but the eviction
+    auto ctx = context();
+    const auto method = method_named("snapkv", 0.5);
+    prefill(ctx.get(), 0, 0, &method);
+    CHECK(llama_aircache_compress(ctx.get(), 0, &method, false, nullptr) == 0);
+    auto stats = llama_aircache_stats_empty();
+    CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0 && stats.n_zone == 45);
+}
+
+// a program that was built with another version's header
+static void sizes_of_structs() {
+    auto ctx = context();
+    prefill(ctx.get(), 0);
+
+    auto method = llama_aircache_method_default();
+    auto out    = llama_aircache_compression_empty();
+    auto stats  = llama_aircache_stats_empty();
+    method.size -= 8;
+    CHECK(llama_aircache_compress(ctx.get(), 0, &method, false, &out) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(strstr(llama_aircache_error(), "size"));
+    method.size += 8;
+    out.size = 0;
+    CHECK(llama_aircache_compress(ctx.get(), 0, &method, false, &out) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(strstr(llama_aircache_error(), "llama_aircache_compression_empty"));
+    stats.size = 0;
+    CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(strstr(llama_aircache_error(), "llama_aircache_stats_empty"));
+}
+
 // every named method: moved equals masked, sums right, nothing kept twice
 static void methods() {
     for (int i = 0; const char * name = llama_aircache_method_name(i); ++i) {
@@ -387,6 +473,8 @@ cases cases_of_aircache = {
     { "second_image", second_image },
     { "streams", streams },
     { "state_round_trip", state_round_trip },
+    { "compress_at_once", compress_at_once },
+    { "sizes_of_structs", sizes_of_structs },
     { "methods", methods },
     { "rounded_views", rounded_views },
     { "merging", merging },

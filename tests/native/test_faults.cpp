@@ -72,7 +72,7 @@ static int32_t ask(llama_context * ctx, const llama_aircache_method & method, an
     const auto evict  = [&] { return llama_aircache_evict(ctx, 0, budgets.data(), kept.data(), method.merge, false); };
     const auto status = attempt(evict);
     if (status == LLAMA_AIRCACHE_COMPUTE) {
-        llama_aircache_seq_stats stats;
+        auto stats = llama_aircache_stats_empty();
         CHECK(llama_aircache_stats(ctx, 0, &stats) == 0);
         CHECK(stats.n_cells == 0 && stats.n_zone == 0 && llama_memory_seq_pos_max(mem, 0) == -1);
         return res;
@@ -153,7 +153,7 @@ static void masks_fail_whole() {
             break;
         }
         llama_aircache_fault_arm("", 0);
-        llama_aircache_seq_stats stats;
+        auto stats = llama_aircache_stats_empty();
         CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0);
         CHECK(stats.n_zone == 0 && stats.n_cells == N_PROMPT);
         int32_t n_visual;

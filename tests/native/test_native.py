@@ -16,6 +16,7 @@ CASES = [case for source in SOURCES for case in re.findall(r'\{ "(\w+)", \1 \}',
 ANY_TYPE = {
     "budget_rules",
     "cells_are_freed",
+    "compress_at_once",
     "compressed_images_are_not_observed",
     "damaged_files",
     "evicted_cells_are_not_seen",
@@ -38,6 +39,7 @@ ANY_TYPE = {
     "refusals",
     "sequences_are_kept_whole",
     "sinks_and_biases",
+    "sizes_of_structs",
     "tiles",
 }
 # They try hundreds of inputs, mode or not.

@@ -1,8 +1,8 @@
 // Observation and scores: many sequences at once, windows, bounded memory, what is refused.
 #include "harness.h"
 
-#include "cache/aircache.h"
-#include "graph/aircache-run.h"
+#include "cache/devices.h"
+#include "graph/runner.h"
 #include "llama-context.h"
 #include "llama-model.h"
 #include "policy/policy.h"
@@ -24,15 +24,13 @@ static llama_context_ptr context_of(uint32_t n_seq, uint32_t n_ctx_seq, uint32_t
 }
 
 static llama_aircache & cache_of(const llama_context_ptr & ctx) {
-    std::string reason;
-    auto * air = llama_aircache::get(ctx.get(), reason);
-    CHECK(air);
-    return *air;
+    CHECK(llama_aircache_supported(ctx.get()) == 0);
+    return llama_aircache::get(ctx.get());
 }
 
 // rows of the query buffers
 static int64_t n_rows(const llama_context_ptr & ctx) {
-    const ggml_tensor * q = cache_of(ctx).queries(0);
+    const ggml_tensor * q = cache_of(ctx).observers.queries(0);
     return q ? q->ne[1] : 0;
 }
 
@@ -281,7 +279,7 @@ static void tiles() {
             CHECK(max_diff(whole, tiled) <= 1e-5f*sum_of(whole)/whole.size());
             CHECK(alive == alive_tiled);
             if (bytes < 1u << 20) {
-                CHECK(air.sched); // small: kept for the next prompt
+                CHECK(air.runner->warm()); // small: kept for the next prompt
             }
         }
         compress(ctx.get(), 0, method, false);
@@ -307,15 +305,15 @@ static void tiles() {
     }
     cache_of(ctx).tile_bytes = 1u << 30;
     scores_of(ctx.get(), 0, wide);
-    CHECK(!cache_of(ctx).sched);
+    CHECK(!cache_of(ctx).runner->warm());
     compress(ctx.get(), 0, wide, false);
 }
 
 // a device that lacks any one operation is named with it before anything is observed
 static void missing_operations() {
     auto ctx = context();
-    const auto & air = cache_of(ctx);
-    CHECK(air.missing_op(false).empty() && air.missing_op(true).empty());
+    const auto & kv = cache_of(ctx).kv;
+    CHECK(llama_aircache_missing_op(kv, false).empty() && llama_aircache_missing_op(kv, true).empty());
 
     ggml_context_ptr owner(ggml_init({ 8*ggml_tensor_overhead(), nullptr, true }));
     for (const bool v_trans : { false, true }) {

@@ -5,13 +5,13 @@
 #include <set>
 
 static int32_t n_cells(llama_context * ctx, llama_seq_id seq) {
-    llama_aircache_seq_stats stats;
+    auto stats = llama_aircache_stats_empty();
     CHECK(llama_aircache_stats(ctx, seq, &stats) == 0);
     return stats.n_cells;
 }
 
 static int32_t n_zone(llama_context * ctx, llama_seq_id seq) {
-    llama_aircache_seq_stats stats;
+    auto stats = llama_aircache_stats_empty();
     CHECK(llama_aircache_stats(ctx, seq, &stats) == 0);
     return stats.n_zone;
 }
@@ -247,7 +247,7 @@ static void full_stream() {
     const int zone = n_zone(ctx.get(), 0);
     const auto want = decode(ctx.get(), 0, N_PROMPT, { 5 });
 
-    llama_aircache_seq_stats stats;
+    auto stats = llama_aircache_stats_empty();
     CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0);
     decode(ctx.get(), 0, N_PROMPT + 1, random_tokens(stats.n_free, 3));
 

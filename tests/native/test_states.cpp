@@ -20,7 +20,7 @@ static bool restore(llama_context * ctx, llama_seq_id seq, const bytes & data) {
 }
 
 static llama_aircache_seq_stats stats(llama_context * ctx, llama_seq_id seq) {
-    llama_aircache_seq_stats res;
+    auto res = llama_aircache_stats_empty();
     CHECK(llama_aircache_stats(ctx, seq, &res) == 0);
     return res;
 }

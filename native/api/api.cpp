@@ -1,0 +1,307 @@
+// The C API of llama-aircache.h on a context.
+#include "api/border.h"
+#include "api/checks.h"
+
+#include "cache/devices.h"
+#include "cache/faults.h"
+#include "cache/planner.h"
+#include "graph/runner.h"
+#include "llama-arch.h"
+#include "llama-context.h"
+#include "llama-model.h"
+#include "policy/policy.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstddef>
+#include <numeric>
+
+using failure = llama_aircache_failure;
+
+namespace {
+
+// a context's cache, ready for graphs of our own
+llama_aircache & open(llama_context * ctx, llama_seq_id seq) {
+    LLAMA_AIRCACHE_REQUIRE(ctx, "context is null");
+
+    const auto reason = llama_aircache::unsupported(ctx);
+    if (!reason.empty()) {
+        throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "the KV cache of a %s model cannot be compressed: %s",
+                llm_arch_name(ctx->get_model().arch), reason.c_str());
+    }
+
+    auto & air = llama_aircache::get(ctx);
+    LLAMA_AIRCACHE_REQUIRE(air.kv.seq_valid(seq), "sequence %d does not exist", seq);
+    return air;
+}
+
+// an observed and decoded prompt
+struct observed {
+    llama_context  * ctx;
+    llama_seq_id     seq;
+    llama_aircache & air;
+
+    int32_t n_layer;
+    int32_t n_visual;
+    int32_t n_text;
+
+    observed(llama_context * ctx, llama_seq_id seq) : ctx(ctx), seq(seq), air(open(ctx, seq)) {
+        const auto * obs = air.observers.find(seq);
+        if (!obs) {
+            throw failure(LLAMA_AIRCACHE_STATE, "sequence %d is not observed: call llama_aircache_observe before its prompt is decoded", seq);
+        }
+        {
+            const llama_aircache_fault_pause others;
+
+            // nothing may be in flight, and shifts and stream copies that wait are applied first
+            ctx->synchronize();
+            ctx->memory_update(false);
+        }
+
+        n_layer  = air.kv.n_layer();
+        n_visual = llama_aircache_prompt(air, seq).visual.size();
+        n_text   = obs->n_text;
+        if (n_visual == 0) {
+            throw failure(LLAMA_AIRCACHE_STATE, "no visual cells at the observed spans: decode the images first");
+        }
+    }
+
+    void score(const llama_aircache_method & method, float * scores, uint8_t * observers, double * alive) const {
+        llama_aircache_runner::get(ctx, air).score(seq, method, scores, observers, alive);
+    }
+
+    void evict(const int32_t * budgets, const int32_t * kept, double merge, bool mask_only) const;
+};
+
+// budgets in [1, n_visual], indices ascending; returns how many are kept
+int64_t check_kept(const observed & prompt, const int32_t * budgets, const int32_t * kept) {
+    const int32_t * cur = kept;
+    for (int32_t l = 0; l < prompt.n_layer; ++l) {
+        LLAMA_AIRCACHE_REQUIRE(budgets[l] >= 1 && budgets[l] <= prompt.n_visual, "budget %d of layer %d is outside of [1, %d]", budgets[l], l, prompt.n_visual);
+        for (int32_t i = 0; i < budgets[l]; ++i, ++cur) {
+            LLAMA_AIRCACHE_REQUIRE(*cur >= (i > 0 ? cur[-1] + 1 : 0) && *cur < prompt.n_visual,
+                    "kept index %d of layer %d: indices must ascend within [0, %d)", *cur, l, prompt.n_visual);
+        }
+    }
+    return cur - kept;
+}
+
+void check_merging(const llama_aircache & air) {
+    const auto reason = llama_aircache_missing_op(air.kv, true);
+    if (!reason.empty()) {
+        throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "tokens cannot be merged: %s", reason.c_str());
+    }
+}
+
+// [n_layer] what is averaged into what; empty: nothing
+std::vector<std::vector<llama_aircache_merged>> merged(const observed & prompt, const int32_t * budgets, const int32_t * kept, double share) {
+    std::vector<std::vector<llama_aircache_merged>> res;
+    for (int32_t l = 0; share > 0 && l < prompt.n_layer; ++l) {
+        res.emplace_back();
+        for (const auto & pair : aircache::merge_pairs(kept, budgets[l], prompt.n_visual, share)) {
+            res.back().push_back({ pair.dropped, pair.kept });
+        }
+        kept += budgets[l];
+    }
+    return res;
+}
+
+void observed::evict(const int32_t * budgets, const int32_t * kept, double merge, bool mask_only) const {
+    LLAMA_AIRCACHE_REQUIRE(merge >= 0 && merge <= (mask_only ? 0 : 1), "merge is %g: it must be in [0, %d]", merge, mask_only ? 0 : 1);
+    LLAMA_AIRCACHE_REQUIRE(budgets && kept, "budgets or kept is null");
+    if (mask_only) {
+        llama_aircache_planner::check_oracle();
+    }
+
+    const int64_t n_kept = check_kept(*this, budgets, kept);
+
+    llama_aircache_check_complete(air, seq);
+    if (merge > 0) {
+        check_merging(air);
+    }
+    if (n_kept == (int64_t) n_layer*n_visual) {
+        return air.observers.forget(seq); // everything is kept: leave the cache, and with it every bit of what follows, as it is
+    }
+
+    llama_aircache_planner planner(air, seq);
+    if (mask_only) {
+        return planner.hide({ budgets, kept, {} });
+    }
+
+    auto lay = planner.plan({ budgets, kept, merged(*this, budgets, kept, merge) });
+    try {
+        llama_aircache_runner::get(ctx, air).move(seq, lay);
+    } catch (const failure & e) {
+        if (e.status == LLAMA_AIRCACHE_COMPUTE) {
+            planner.drop(); // some rows may have moved; whatever else is thrown, none has
+        }
+        throw;
+    }
+    planner.commit(std::move(lay));
+}
+
+// throws when an array that is wanted has no room for n elements
+void check_room(const char * name, const void * array, int64_t have, int64_t n) {
+    LLAMA_AIRCACHE_REQUIRE(!array || have >= n, "%s has room for %" PRId64 " elements, and %" PRId64 " are needed", name, have, n);
+}
+
+template <typename T>
+void copy(const std::vector<T> & from, T * to) {
+    if (to) {
+        std::copy(from.begin(), from.end(), to);
+    }
+}
+
+} // namespace
+
+int32_t llama_aircache_supported(llama_context * ctx) {
+    return llama_aircache_guarded([&] { open(ctx, 0); });
+}
+
+int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
+        const llama_aircache_method * method, const uint8_t * is_template) {
+    return llama_aircache_guarded([&] {
+        const llama_aircache_fault_scope faults;
+
+        const auto m = method ? *method : llama_aircache_method_default();
+        llama_aircache_check(&m);
+
+        auto & air = open(ctx, seq);
+
+        LLAMA_AIRCACHE_REQUIRE(spans && n_spans >= 1, "no spans given");
+        for (int32_t i = 0; i < n_spans; ++i) {
+            const llama_pos before = i > 0 ? spans[i - 1].p1 : 0;
+            LLAMA_AIRCACHE_REQUIRE(spans[i].p0 >= before && spans[i].p1 > spans[i].p0,
+                    "span %d is [%d, %d): spans must be ascending and not empty", i, spans[i].p0, spans[i].p1);
+        }
+        if (const auto * zone = air.zone_of(air.kv.stream(seq), seq)) {
+            LLAMA_AIRCACHE_REQUIRE(spans[0].p0 >= zone->p1, "span 0 is [%d, %d), but the positions before %d belong to an image that is compressed "
+                    "already, or to the text before it: remove the sequence first", spans[0].p0, spans[0].p1, zone->p1);
+        }
+        LLAMA_AIRCACHE_REQUIRE(pos_end > spans[n_spans - 1].p1, "the prompt ends at %d, within or right behind its last image: it must end in text", pos_end);
+
+        int64_t n_text = (int64_t) pos_end - spans[0].p1;
+        for (int32_t i = 1; i < n_spans; ++i) {
+            n_text -= spans[i].p1 - spans[i].p0;
+        }
+        LLAMA_AIRCACHE_REQUIRE(n_text <= air.kv.n_cells(), "%" PRId64 " text tokens behind the first image are more than the cache's %u cells", n_text, air.kv.n_cells());
+
+        if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && air.kv.n_stream() > 1) {
+            throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "the window of all tokens needs a cache of one stream, this one has %u", air.kv.n_stream());
+        }
+        if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && m.score == LLAMA_AIRCACHE_SCORE_ATTENTION) {
+            // it takes the whole attention a second time, and of sequences that share a stream only one can be compressed
+            const auto * other = air.observers.summing(air.kv.stream(seq));
+            if (other && other->seq != seq) {
+                throw failure(LLAMA_AIRCACHE_STATE, "sequence %d of the same cache stream is observed with the window of all tokens already: "
+                        "evict or clear it first", other->seq);
+            }
+        }
+        if (m.merge > 0) {
+            check_merging(air);
+        }
+
+        ctx->synchronize();
+        air.observers.observe(seq, spans, n_spans, pos_end, m, is_template);
+    });
+}
+
+int32_t llama_aircache_dims(llama_context * ctx, llama_seq_id seq, int32_t * n_layer, int32_t * n_visual, int32_t * n_text) {
+    return llama_aircache_guarded([&] {
+        const auto & air = open(ctx, seq);
+        const auto * obs = air.observers.find(seq);
+        if (n_layer)  { *n_layer  = air.kv.n_layer(); }
+        if (n_visual) { *n_visual = obs ? llama_aircache_prompt(air, seq).visual.size() : 0; }
+        if (n_text)   { *n_text   = obs ? obs->n_text : 0; }
+    });
+}
+
+int32_t llama_aircache_score(llama_context * ctx, llama_seq_id seq, const llama_aircache_method * method,
+        float * scores, uint8_t * observers, double * alive) {
+    return llama_aircache_guarded([&] {
+        const llama_aircache_fault_scope faults;
+
+        llama_aircache_check(method);
+        const observed prompt(ctx, seq);
+        LLAMA_AIRCACHE_REQUIRE(scores, "scores is null");
+        prompt.score(*method, scores, observers, alive);
+    });
+}
+
+int32_t llama_aircache_evict(llama_context * ctx, llama_seq_id seq, const int32_t * budgets, const int32_t * kept, double merge, bool mask_only) {
+    return llama_aircache_guarded([&] {
+        const llama_aircache_fault_scope faults;
+
+        observed(ctx, seq).evict(budgets, kept, merge, mask_only);
+    });
+}
+
+int32_t llama_aircache_compress(llama_context * ctx, llama_seq_id seq, const llama_aircache_method * method, bool mask_only,
+        llama_aircache_compression * out) {
+    return llama_aircache_guarded([&] {
+        const llama_aircache_fault_scope faults;
+
+        auto none = llama_aircache_compression_empty();
+        auto & to = out ? *out : none;
+        LLAMA_AIRCACHE_REQUIRE(to.size == sizeof(to), "the compression's size is %u, and this library's %zu: begin with "
+                "llama_aircache_compression_empty(), or build with this library's header", to.size, sizeof(to));
+        llama_aircache_check(method);
+
+        const observed prompt(ctx, seq);
+        const int32_t n_layer  = to.n_layer  = prompt.n_layer;
+        const int32_t n_visual = to.n_visual = prompt.n_visual;
+        to.n_text = prompt.n_text;
+
+        check_room("scores",    to.scores,    to.n_scores,    (int64_t) n_layer*n_visual);
+        check_room("observers", to.observers, to.n_observers, (int64_t) n_layer*prompt.n_text);
+        check_room("alive",     to.alive,     to.n_alive,     n_layer);
+        check_room("budgets",   to.budgets,   to.n_budgets,   n_layer);
+        check_room("strength",  to.strength,  to.n_strength,  n_layer);
+        check_room("skewness",  to.skewness,  to.n_skewness,  n_layer);
+
+        const int64_t t_start = llama_time_us();
+
+        std::vector<float>  scores(to.scores ? 0 : (size_t) n_layer*n_visual);
+        std::vector<double> alive (to.alive  ? 0 : n_layer);
+
+        float  * const sc = to.scores ? to.scores : scores.data();
+        double * const al = to.alive  ? to.alive  : method->allocation == LLAMA_AIRCACHE_ALLOC_VL ? alive.data() : nullptr;
+
+        prompt.score(*method, sc, to.observers, al);
+
+        const auto budgets = llama_aircache_budgets(*method, sc, al, n_layer, n_visual, to.strength, to.skewness);
+        copy(budgets, to.budgets);
+
+        to.n_kept = std::accumulate(budgets.begin(), budgets.end(), (int64_t) 0);
+        check_room("kept", to.kept, to.n_kept_max, to.n_kept);
+
+        std::vector<int32_t> kept(to.n_kept);
+        llama_aircache_choose(sc, n_layer, n_visual, budgets.data(), method->rank, kept.data());
+        copy(kept, to.kept);
+
+        const int64_t t_chosen = llama_time_us();
+
+        prompt.evict(budgets.data(), kept.data(), method->merge, mask_only);
+
+        to.ms_score = (t_chosen - t_start)/1000.0;
+        to.ms_evict = (llama_time_us() - t_chosen)/1000.0;
+    });
+}
+
+int32_t llama_aircache_stats(llama_context * ctx, llama_seq_id seq, llama_aircache_seq_stats * out) {
+    return llama_aircache_guarded([&] {
+        const auto & air = open(ctx, seq);
+        LLAMA_AIRCACHE_REQUIRE(out, "out is null");
+        LLAMA_AIRCACHE_REQUIRE(out->size == sizeof(*out), "the stats' size is %u, and this library's %zu: begin with "
+                "llama_aircache_stats_empty(), or build with this library's header", out->size, sizeof(*out));
+        air.stats(seq, *out);
+    });
+}
+
+int32_t llama_aircache_clear(llama_context * ctx, llama_seq_id seq) {
+    return llama_aircache_guarded([&] {
+        auto & air = open(ctx, seq);
+        ctx->synchronize();
+        air.observers.forget(seq);
+    });
+}

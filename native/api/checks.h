@@ -1,0 +1,16 @@
+// What calls of the C API share. All of it throws llama_aircache_failure.
+#pragma once
+
+#include "llama-aircache.h"
+
+#include <vector>
+
+// null, or values outside their limits
+void llama_aircache_check(const llama_aircache_method * method);
+
+// as llama_aircache_allocate, of a method that was checked
+std::vector<int32_t> llama_aircache_budgets(const llama_aircache_method & method, const float * scores, const double * alive,
+        int32_t n_layer, int32_t n_visual, double * strength, double * skewness);
+
+// as llama_aircache_select, of scores that were checked
+void llama_aircache_choose(const float * scores, int32_t n_layer, int32_t n_visual, const int32_t * budgets, int32_t rank, int32_t * kept);

@@ -1,0 +1,109 @@
+#include "cache/kv.h"
+
+#include "llama-context.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama-memory-recurrent.h"
+#include "llama-model.h"
+
+#include <type_traits>
+
+llama_kv_cache * llama_aircache_kv::find(llama_context * lctx) {
+    return dynamic_cast<llama_kv_cache *>(lctx->get_memory());
+}
+
+uint32_t llama_aircache_kv::count_layers(const llama_memory_i * memory) {
+    const auto * kv = dynamic_cast<const llama_kv_cache *>(memory);
+    return kv ? kv->layers.size() : 0;
+}
+
+std::string llama_aircache_kv::unsupported(llama_context * lctx) {
+    auto * mem = lctx->get_memory();
+
+    if (!mem) {
+        return "the model has no KV cache";
+    }
+    if (dynamic_cast<llama_kv_cache_iswa *>(mem)) {
+        return "sliding-window caches are not supported";
+    }
+    if (dynamic_cast<llama_memory_hybrid *>(mem) || dynamic_cast<llama_memory_hybrid_iswa *>(mem)) {
+        return "hybrid memories (attention and recurrent layers) are not supported";
+    }
+    if (dynamic_cast<llama_memory_recurrent *>(mem)) {
+        return "recurrent memories are not supported: they have no cells to evict";
+    }
+
+    auto * kv = dynamic_cast<llama_kv_cache *>(mem);
+    if (!kv) {
+        return "caches of sparse attention are not supported"; // those with an index beside K and V
+    }
+
+    const auto & hparams = lctx->get_model().hparams;
+
+    if (kv->other) {
+        return "caches that share their cells with another context are not supported";
+    }
+    if (kv->swa_type != LLAMA_SWA_TYPE_NONE) {
+        return "sliding-window caches are not supported";
+    }
+    if (hparams.is_mla()) {
+        return "MLA caches (no V) are not supported";
+    }
+    if (kv->map_layer_ids.size() != kv->layers.size()) {
+        return "caches whose layers share K and V are not supported";
+    }
+    if (hparams.use_alibi) {
+        return "ALiBi is not supported: it needs the distances of evicted cells";
+    }
+    if (hparams.attn_soft_cap) {
+        return "attention logit soft-capping is not supported";
+    }
+    if (lctx->get_model().split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        return "tensor-parallel caches (split mode tensor) are not supported";
+    }
+
+    for (const auto & layer : kv->layers) {
+        // scores would leave out what the sinks or the bias take, and a bias counts cells
+        if (lctx->get_model().layers[layer.il].attn_sinks) {
+            return "attention sinks are not supported: scores do not count what they take";
+        }
+        if (lctx->get_model().layers[layer.il].attn_rel_b) {
+            return "a bias of attention by distance (T5) is not supported: it needs the distances of evicted cells";
+        }
+        // rows are moved as 32-bit words
+        if (layer.k->nb[1] % 4 != 0 || (!kv->v_trans && layer.v->nb[1] % 4 != 0)) {
+            return std::string("rows of a ") + ggml_type_name(layer.k->type) + " cache of this width are no multiple of 4 bytes: use f16";
+        }
+    }
+
+    return "";
+}
+
+void llama_aircache_kv::set_cells(uint32_t stream, llama_kv_cells && table, uint32_t head) const noexcept {
+    static_assert(std::is_nothrow_move_assignable_v<llama_kv_cells>);
+
+    kv.v_cells[stream] = std::move(table);
+    kv.v_heads[stream] = head;
+}
+
+//
+// views
+//
+
+ggml_tensor * llama_aircache_words(ggml_context * ctx, ggml_tensor * t, uint32_t i0, uint32_t n) {
+    ggml_tensor * res = ggml_view_2d(ctx, t, t->ne[0], n, t->nb[1], i0*t->nb[1]);
+
+    res->type  = GGML_TYPE_I32;
+    res->ne[0] = t->nb[1]/sizeof(int32_t);
+    res->nb[0] = sizeof(int32_t);
+    res->nb[1] = t->nb[1];
+    res->nb[2] = res->nb[1]*n;
+    res->nb[3] = res->nb[2];
+
+    return res;
+}
+
+ggml_tensor * llama_aircache_columns(ggml_context * ctx, ggml_tensor * v, uint32_t i0, uint32_t n) {
+    return ggml_view_2d(ctx, v, n, v->ne[0], ggml_row_size(v->type, v->ne[1]), ggml_row_size(v->type, i0));
+}
