@@ -85,7 +85,7 @@ def cached_sdist(version: str, cache: Path) -> Path:
 
 
 def pip_download(version: str, cache: Path, lock: dict[str, str] | None = None) -> Path:
-    """The sdist of a version from the package index through pip, kept in the cache. Must be the locked one, if given."""
+    """The sdist of a version from the package index through pip, kept in the cache. lock: what it must be."""
     cached = cached_sdist(version, cache)
     env = clean_env()
     for pip in pip_commands():

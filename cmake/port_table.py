@@ -74,7 +74,7 @@ def places(tree: Path, hunk: Hunk) -> int:
 
 
 def try_patch(patch: Path, tree: Path) -> dict[str, object]:
-    """Apply what fits of the patch to the tree. Returns its number of hunks, those that fail, those of several places."""
+    """Apply what fits of the patch to the tree. Returns the number of hunks, and which fail or have several places."""
     hunks = read_hunks(patch.read_text())
     several = [h for h in hunks if places(tree, h) > 1]
     env = clean_env() | {"GIT_CEILING_DIRECTORIES": str(tree.parent.resolve()), "LC_ALL": "C"}
@@ -103,19 +103,23 @@ def measure(given: str, patches: list[Path], cache: Path) -> dict[str, dict]:
 def table(results: dict[str, dict[str, dict]]) -> str:
     """Of {version: {patch: ...}}, in Markdown."""
     versions = list(results)
-    lines = ["| patch | hunks | " + " | ".join(f"fail on {v}" for v in versions) + " |", "| --- " * (2 + len(versions)) + "|"]
 
-    def cell(found: list[dict]) -> str:
-        several = sum(len(f["several"]) for f in found)
-        return f"{sum(len(f['failed']) for f in found)}" + (f" ({several})" if several else "")
+    def row(name: str, chosen: list[str]) -> str:
+        cells = []
+        for version in versions:
+            found = [results[version][x] for x in chosen]
+            several = sum(len(f["several"]) for f in found)
+            cells.append(f"{sum(len(f['failed']) for f in found)}" + (f" ({several})" if several else ""))
+        hunks = sum(results[versions[0]][x]["hunks"] for x in chosen)
+        return f"| {name} | {hunks} | {' | '.join(cells)} |"
 
     names = list(results[versions[0]])
-    for name in names:
-        found = [[results[v][name]] for v in versions]
-        lines.append(f"| {name.removesuffix('.patch')} | {found[0][0]['hunks']} | " + " | ".join(map(cell, found)) + " |")
-    found = [list(results[v].values()) for v in versions]
-    lines.append(f"| all | {sum(f['hunks'] for f in found[0])} | " + " | ".join(map(cell, found)) + " |")
-    return "\n".join(lines)
+    heads = [
+        f"| patch | hunks | {' | '.join(f'fail on {v}' for v in versions)} |",
+        "| --- " * (2 + len(versions)) + "|",
+    ]
+    rows = [row(name.removesuffix(".patch"), [name]) for name in names]
+    return "\n".join([*heads, *rows, row("all", names)])
 
 
 def main() -> int:

@@ -3,8 +3,8 @@
     python cmake/trim_patches.py                 # after a patch was made or mended, against the pinned source
     python cmake/trim_patches.py --check         # fails when a patch would be rewritten
 
-Every line of context is a line that the next llama.cpp may have changed, so that the hunk no longer applies; too few of
-them, and it applies at the wrong place. cmake/port_table.py shows what a set of patches is worth. Standard library only.
+Every line of context is one that the next llama.cpp may have changed, so that the hunk no longer applies; too few of
+them, and it applies at the wrong place. cmake/port_table.py shows what patches are worth. Standard library only.
 """
 
 from __future__ import annotations
