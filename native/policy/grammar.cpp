@@ -334,7 +334,7 @@ std::string method_get(const llama_aircache_method & method, const std::string &
         return p.get(method);
     }
     for (int32_t i = 0; const char * name = llama_aircache_method_name(i); ++i) {
-        llama_aircache_method known;
+        auto known = llama_aircache_method_default();
         if (llama_aircache_method_by_name(name, &known) == LLAMA_AIRCACHE_OK && same(method, known)) {
             return name;
         }
