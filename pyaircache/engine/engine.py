@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, StateError
-from . import fork, library, log
+from . import fork, library
 from . import model as models
 from .marshal import Progress, ProgressCallback, array, c_method, c_params, free_in, split, struct_fields, text, utf8
 from .model import EngineModel
@@ -62,8 +62,8 @@ class Engine:
         mmproj: Path of the projector's GGUF, or None: text only, or that of the `EngineModel`.
         progress: Called while loading.
         options: ``n_ctx`` (cells; 0: the model's own, at most 32768), ``n_batch`` (tokens a call), ``n_ubatch`` (tokens
-            a graph), ``n_threads``, ``cache_type_k`` and ``cache_type_v`` (`CacheType`), ``flash_attn`` (-1 auto, 0 off,
-            1 on), ``keep_embeddings``; with a path those of `EngineModel`, too. None keeps a default.
+            a graph), ``n_threads``, ``cache_type_k`` and ``cache_type_v`` (`CacheType`), ``flash_attn`` (-1 auto, 0
+            off, 1 on), ``keep_embeddings``; with a path those of `EngineModel`, too. None keeps a default.
 
     Raises:
         ArgumentError: There is no such option, or not together with an `EngineModel`.

@@ -25,9 +25,9 @@ class EngineModel:
         model: Path of the text model's GGUF.
         mmproj: Path of the projector's GGUF, or None: text only.
         progress: Called while loading, with (`STAGE_LOAD`, done, total).
-        options: ``n_gpu_layers`` (-1: all), ``n_threads`` and ``flash_attn`` (-1 auto, 0 off, 1 on) of the vision tower,
-            ``rpc_servers`` (``"host:port,host:port"``), ``image_cache_bytes``: memory for the embeddings of images that
-            were encoded (0: none are kept). None keeps a default.
+        options: ``n_gpu_layers`` (-1: all), ``n_threads`` and ``flash_attn`` (-1 auto, 0 off, 1 on) of the vision
+            tower, ``rpc_servers`` (``"host:port,host:port"``), ``image_cache_bytes``: memory for the embeddings of
+            images that were encoded (0: none are kept). None keeps a default.
 
     Raises:
         PyAircacheError: Loading failed; see :mod:`pyaircache.errors`.

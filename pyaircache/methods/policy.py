@@ -21,9 +21,9 @@ from .method import Method
 from .window import Pool, Window
 
 Policy = Callable[..., Sequence[Any]]
-"""``policy(scores, total)``: importance, float32 [L, N_v], and the number of cells to keep in all layers -> for each layer
-the visual indices it keeps, ascending. With a parameter named ``context`` it gets a `PolicyContext` as well. Attributes
-``window``, ``keys`` and ``pool`` of it say how the scores are made, as the fields of `Method` do."""
+"""``policy(scores, total)``: importance, float32 [L, N_v], and the number of cells to keep in all layers -> for each
+layer the visual indices it keeps, ascending. With a parameter named ``context`` it gets a `PolicyContext` as well. Its
+attributes ``window``, ``keys`` and ``pool``, if it has them, say how the scores are made, as the fields of `Method`."""
 
 
 @dataclass(frozen=True)

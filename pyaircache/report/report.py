@@ -51,7 +51,8 @@ class Report:
     """One question's report. L layers, N_v visual tokens; formulas: docs/methods.md.
 
     Without compression (``keep=1.0``, ``method="full"``) every layer keeps every visual token, and ``scores``,
-    ``observers``, ``strength`` and ``skewness`` are empty. For a question without an image all per-layer fields are empty.
+    ``observers``, ``strength`` and ``skewness`` are empty. For a question without an image all per-layer fields are
+    empty.
 
     Attributes:
         keep: Share of the visual cells that was to stay, in (0, 1]. Of a follow-up without an image that of the
@@ -66,14 +67,15 @@ class Report:
         visual_tokens: N_v of this question.
         prompt_tokens: Tokens of this question's prompt, text and visual; of a follow-up the new ones only.
         answer_tokens: Tokens of the answer, those of a stop text left out.
-        stop_reason: Why the answer ended: ``"end"`` (the model ended it), ``"stop"`` (a stop text), ``"max_tokens"``, ``"context"`` (the window
-            is full), ``"closed"`` (the stream was closed), ``"cancelled"``, ``"interrupted"`` or ``"error"``; "" while
-            it is running. After the last three the question is no part of the conversation.
+        stop_reason: Why the answer ended: ``"end"`` (the model ended it), ``"stop"`` (a stop text), ``"max_tokens"``,
+            ``"context"`` (the window is full), ``"closed"`` (the stream was closed), ``"cancelled"``,
+            ``"interrupted"`` or ``"error"``; "" while it is running. After the last three the question is no part of
+            the conversation.
         budgets: Visual tokens kept in each layer: int32 [L].
         kept: Each layer's kept visual indices, ascending: L int32 arrays.
         scores: Importance of every visual token in every layer, as the method rates it: float32 [L, N_v].
-        observers: Prompt token indices of each layer's observing text tokens: L int32 arrays; empty ones with a window of
-            visual or of all tokens, and where nothing observes.
+        observers: Prompt token indices of each layer's observing text tokens: L int32 arrays; empty ones with a window
+            of visual or of all tokens, and where nothing observes.
         alive: Attention entries of the text to visual tokens that reach 1 % of their row's maximum, mean over heads:
             float64 [L]; empty but for the allocation ``"vl"``.
         strength: Sum of each layer's importance: float64 [L].
