@@ -5,23 +5,31 @@ A thin layer: it holds no conversation, no file logic and no lock (see :mod:`pya
 
 from __future__ import annotations
 
-import functools
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _ffi, _fork, _log
+from . import _ffi
 from ._convert import ProgressCallback, array, c_method, split, struct_fields, text, utf8
+from ._model import Handle, Model, Progress, fill, model_params
 from ._status import check
-from ._structs import Compression, Info, Message, Method, PromptInfo, Scores, Size, Span, Stats
-from .errors import ArgumentError, StateError
-
-Progress = Callable[[int, int, int], object]
-"""Called with (stage, done, total); an exception it raises cancels the call and comes out of it."""
+from ._structs import (
+    Compression,
+    Info,
+    Logprobs,
+    Message,
+    Method,
+    PromptInfo,
+    Sampling,
+    Scores,
+    Size,
+    Span,
+    Stats,
+)
+from .errors import ArgumentError
 
 STAGE_LOAD, STAGE_ENCODE, STAGE_PREFILL = 0, 1, 2
 
@@ -34,68 +42,60 @@ def version() -> str:
     return text(ffi, lib.pac_version())
 
 
-def _free(free: Callable[[Any], None], getpid: Callable[[], int], pid: int, ptr: Any) -> None:
-    if getpid() == pid:  # in a forked child it would wait for threads that are not there
-        free(ptr)
+def _members(ffi: Any, struct: str) -> set[str]:
+    return {name for name, _ in ffi.typeof(f"struct {struct}").fields}
 
 
-class Engine:
-    """One loaded model and one conversation; see ``pyaircache.h`` for what each call does.
+class Engine(Handle):
+    """One conversation on a loaded model; see ``pyaircache.h`` for what each call does.
 
     Not thread-safe: one call at a time, :meth:`cancel` excepted. Of the process that made it only: in a forked child
     every call raises ForkError, and what the engine holds is left alone.
 
     Args:
-        model: Path of the text model's GGUF.
-        mmproj: Path of the projector's GGUF, or None: text only.
+        model: A :class:`Model`, which others may use as well; or the path of a text model's GGUF, to load one.
+        mmproj: Path of the projector's GGUF, or None: text only. Not with a :class:`Model`.
         progress: Called while loading.
-        options: Further fields of ``pac_engine_params``; None keeps a field's default.
+        options: Further fields of ``pac_engine_params``, and with a path of ``pac_model_params``; None keeps a field's
+            default.
 
     Raises:
         PyAircacheError: Loading failed; see :mod:`pyaircache.errors`.
     """
 
+    _kind = "engine"
+
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] | Model,
         mmproj: str | os.PathLike[str] | None = None,
         *,
         progress: Progress | None = None,
         **options: int | str | None,
     ) -> None:
-        self._ptr: Any = None
-        self._pid = os.getpid()
-        self._ending = threading.RLock()  # between `cancel` and `close`; a signal handler may call both inside them
-        _fork.check_new()
-        self._ffi, self._lib, _ = _ffi.load()
-        _log.install()
+        super().__init__()
         ffi, lib = self._ffi, self._lib
-        values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        values.update(model=os.fspath(model), mmproj=os.fspath(mmproj) if mmproj is not None else None)
+        self._sampling = Sampling()
+        given = {name: value for name, value in options.items() if value is not None}
+        of_model: set[str] = set() if isinstance(model, Model) else _members(ffi, "pac_model_params")
         params = ffi.new("struct pac_engine_params *", lib.pac_engine_default_params())
-        keep_alive = []  # C strings live as long as the call
-        for name, value in values.items():
-            if isinstance(value, str):
-                value = ffi.new("char[]", os.fsencode(value))
-                keep_alive.append(value)
-            setattr(params, name, ffi.NULL if value is None else value)
-        callback = ProgressCallback(ffi, progress)
-        params.progress = callback.pointer
+        own = {k: v for k, v in given.items() if k in _members(ffi, "pac_engine_params") or k not in of_model}
+        keep_alive = fill(ffi, params, own)
         out = ffi.new("pac_engine **")
-        status = lib.pac_engine_new(params, out)
+        if isinstance(model, Model):
+            if mmproj is not None:
+                raise ArgumentError("a Model has its projector already: leave mmproj out")
+            callback = ProgressCallback(ffi, None)
+            status = lib.pac_engine_new(model._open(), params, out)
+        else:
+            shared = {k: v for k, v in given.items() if k in of_model}
+            of_files, alive, callback = model_params(ffi, lib, model, mmproj, progress, shared)
+            keep_alive += alive
+            status = lib.pac_engine_open(of_files, params, out)
         if status == lib.PAC_OK:
-            self._ptr = ffi.gc(out[0], functools.partial(_free, lib.pac_engine_free, os.getpid, self._pid))
+            self._hold(out[0], lib.pac_engine_free)
         callback.raise_pending()
         check(status)
-
-    def close(self) -> None:
-        """Frees the engine; further calls raise StateError. May be called again; does nothing in a forked child."""
-        if getattr(self, "_ptr", None) is None or self._pid != os.getpid():
-            return
-        with self._ending:
-            ptr, self._ptr = self._ptr, None
-        # Frees it; or the `cancel` does that a signal handler has called this from, when it has used its own reference
-        del ptr
 
     def cancel(self) -> None:
         """Makes a running :meth:`prompt` or :meth:`decode` raise CancelledError soon. From any thread."""
@@ -104,16 +104,8 @@ class Engine:
                 self._lib.pac_cancel(self._engine)
 
     @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` has been called."""
-        return self._ptr is None
-
-    @property
     def _engine(self) -> Any:
-        if self._ptr is None:
-            raise StateError("the engine is closed")
-        _fork.check(self._pid)
-        return self._ptr
+        return self._open()
 
     # -- about the model ----------------------------------------------------------------------------------------------
 
@@ -268,16 +260,64 @@ class Engine:
 
     # -- answer -------------------------------------------------------------------------------------------------------
 
-    def sample(self, temperature: float = 0.0, seed: int = 0) -> tuple[int, bool]:
-        """Next token from the current logits: (token, whether it ends the answer)."""
+    def set_sampling(self, sampling: Sampling | None) -> None:
+        """How answers are drawn from now on; None: greedily. Begins grammar and random numbers anew.
+
+        Raises:
+            ArgumentError: A number outside its limits, or a grammar or schema that cannot be used; all is as it was.
+        """
+        ffi, lib = self._ffi, self._lib
+        wanted = sampling or Sampling()
+        params = ffi.new("struct pac_sampling *", lib.pac_sampling_default())
+        keep_alive = []
+        for name, value in vars(wanted).items():
+            if isinstance(value, str):
+                value = ffi.new("char[]", utf8(value))
+                keep_alive.append(value)
+            setattr(params, name, ffi.NULL if value is None else value)
+        check(lib.pac_sampling_set(self._engine, params))
+        self._sampling = wanted
+
+    def sample(self, temperature: float | None = None, seed: int = 0) -> tuple[int, bool]:
+        """Next token from the current logits: (token, whether it ends the answer).
+
+        It is drawn as :meth:`set_sampling` says. temperature, seed: set these first, and nothing else.
+        """
+        if temperature is not None:
+            wanted = Sampling(temperature=temperature, seed=seed)
+            if wanted != self._sampling:
+                self.set_sampling(wanted)
         token, end = self._ffi.new("int32_t *"), self._ffi.new("bool *")
-        check(self._lib.pac_sample(self._engine, temperature, seed, token, end))
+        check(self._lib.pac_sample(self._engine, token, end))
         return int(token[0]), bool(end[0])
 
-    def token_bytes(self, token: int) -> bytes:
-        """Text of a token; may end inside a UTF-8 sequence."""
+    def logprobs(self, n: int = 0, token: int | None = None) -> Logprobs:
+        """Log-probabilities by the current logits: of the ``n`` most likely tokens, and of ``token``."""
+        ffi = self._ffi
+        ids, values, value = ffi.new("int32_t[]", max(n, 1)), ffi.new("double[]", max(n, 1)), ffi.new("double *")
+        one = (0, ffi.NULL) if token is None else (token, value)
+        check(self._lib.pac_logprobs(self._engine, n, ids, values, *one))
+        tops = array(ffi, ids, n, np.int32), array(ffi, values, n, np.float64)
+        return Logprobs(*tops, None if token is None else float(value[0]))
+
+    def prompt_tokens(self) -> NDArray[np.int32]:
+        """Token ids of the last prompt: [n_tokens], -1 for visual ones."""
+        out, count = self._ffi.new("int32_t **"), self._ffi.new("int32_t *")
+        check(self._lib.pac_prompt_tokens(self._engine, out, count))
+        return array(self._ffi, out[0], count[0], np.int32)
+
+    def tokenize(self, text: str, special: bool = False) -> NDArray[np.int32]:
+        """Token ids of a text. special: control tokens like ``<|im_end|>`` are recognised, else they are plain text."""
+        data = utf8(text)
+        count = check(self._lib.pac_tokenize(self._engine, data, special, self._ffi.NULL, 0))
+        ids = self._ffi.new("int32_t[]", max(count, 1))
+        check(self._lib.pac_tokenize(self._engine, data, special, ids, count))
+        return array(self._ffi, ids, count, np.int32)
+
+    def token_bytes(self, token: int, special: bool = False) -> bytes:
+        """Text of a token; may end inside a UTF-8 sequence. special: control tokens have their name, else no text."""
         buffer = self._ffi.new("char[]", _TOKEN_BYTES)
-        count = check(self._lib.pac_token_bytes(self._engine, token, buffer, _TOKEN_BYTES))
+        count = check(self._lib.pac_token_bytes(self._engine, token, special, buffer, _TOKEN_BYTES))
         return bytes(self._ffi.buffer(buffer, count))
 
     def decode(self, token: int) -> None:

@@ -61,6 +61,84 @@ class Info:
 
 
 @dataclass(frozen=True)
+class ModelInfo:
+    """What a pair of model files holds, and who uses it.
+
+    Attributes:
+        description: llama.cpp's own, e.g. "qwen2vl 4M Q8_0".
+        architecture: Of the text model, as the GGUF names it.
+        projector: Kind of the projector, as its GGUF names it; "" without one.
+        n_layers: L, layers of the text model.
+        n_embd: Size of its hidden state.
+        n_heads: Query heads of a layer.
+        n_heads_kv: KV heads of a layer.
+        n_vocab: Tokens that it knows.
+        n_ctx_train: Context window in tokens that the model was trained with.
+        n_params: Weights of the text model.
+        model_bytes: Bytes of the text model's weights.
+        vision: Whether it can be asked about images.
+        n_engines: Engines on it now.
+        n_kept_images: Images, or tiles of one, whose embeddings are kept.
+        image_cache_bytes: Bytes that these take.
+    """
+
+    description: str
+    architecture: str
+    projector: str
+    n_layers: int
+    n_embd: int
+    n_heads: int
+    n_heads_kv: int
+    n_vocab: int
+    n_ctx_train: int
+    n_params: int
+    model_bytes: int
+    vision: bool
+    n_engines: int
+    n_kept_images: int
+    image_cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn: by default greedily. ``struct pac_sampling`` in ``pyaircache.h`` has the limits.
+
+    Attributes:
+        temperature: 0: the most likely token.
+        top_k: Draw from the k most likely tokens; 0: off.
+        top_p: Draw from the most likely tokens that have this probability together; 1: off.
+        min_p: Draw from tokens at least this likely, relative to the most likely one; 0: off.
+        repeat_penalty: Divides the logits of tokens that were there already; 1: off.
+        repeat_last_n: Among the last n text tokens of prompts and answers; 0: off; -1: all.
+        seed: The same seed gives the same answer.
+        grammar: GBNF text that the answer follows.
+        json_schema: The same by a JSON schema (its text); not both.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int = 0
+    grammar: str | None = None
+    json_schema: str | None = None
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural-log probabilities of the next token, before any parameter of :class:`Sampling`."""
+
+    ids: NDArray[np.int32]
+    """[n]: the most likely tokens, most likely first."""
+    values: NDArray[np.float64]
+    """[n]"""
+    value: float | None
+    """Of the token that was asked about."""
+
+
+@dataclass(frozen=True)
 class Message:
     """One message of a conversation; the engine's marker stands for an image."""
 
@@ -90,7 +168,10 @@ class Span:
 
 @dataclass(frozen=True)
 class PromptInfo:
-    """Result of a prefill; times in milliseconds."""
+    """Result of a prefill; times in milliseconds.
+
+    ``n_encoded`` images went through the vision tower, ``n_reused`` had their embeddings kept from before.
+    """
 
     n_tokens: int
     n_visual: int
@@ -98,6 +179,8 @@ class PromptInfo:
     spans: list[Span]
     ms_encode: float
     ms_prefill: float
+    n_encoded: int = 0
+    n_reused: int = 0
 
 
 @dataclass(frozen=True)

@@ -317,9 +317,9 @@ struct pac_sampling {
     int32_t      top_k;          // of the k most likely tokens; 0: off
     float        top_p;          // of the most likely that have this probability together, (0, 1]; 1: off
     float        min_p;          // of those at least this likely, relative to the most likely, [0, 1]; 0: off
-    float        repeat_penalty; // divides the logits of tokens that were there already, (0, 100]; 1: off
+    float        repeat_penalty; // divides the logits of tokens that were there already, [0.01, 100]; 1: off
     int32_t      repeat_last_n;  // among the last n text tokens of prompts and answers; 0: off; -1: all
-    uint32_t     seed;           // the same seed gives the same answer
+    uint32_t     seed;           // the same seed gives the same answer; 4294967295: another one every time
     const char * grammar;        // GBNF text that the answer follows, from its first token; NULL or "": none
     const char * json_schema;    // the same by a JSON schema, as llama-server converts it; not both
 };

@@ -26,6 +26,8 @@ def ffi() -> FFI:
     ("struct", "cls", "extra"),
     [
         ("pac_info", _structs.Info, set()),
+        ("pac_model_info", _structs.ModelInfo, set()),
+        ("pac_sampling", _structs.Sampling, {"size"}),
         ("pac_span", _structs.Span, set()),
         ("pac_prompt_info", _structs.PromptInfo, {"n_spans"}),
         ("pac_method", _structs.Method, set()),

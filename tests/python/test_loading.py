@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from pyaircache import ArgumentError, Chat, EngineError, ModelError, ProjectorError, StateError, _engine, _files
+from pyaircache import ArgumentError, Chat, EngineError, ModelError, ProjectorError, StateError, _files, _model
 from pyaircache._engine import Engine
 
 
@@ -95,8 +95,8 @@ def test_a_dropped_chat_frees_its_model(engine):
 def test_a_signal_handler_in_the_middle_of_a_cancel(engine, monkeypatch, handler):
     """It comes between two bytecodes: after the engine's pointer has been read, before C gets it."""
     freed, cancelled = [], []
-    free = _engine._free
-    monkeypatch.setattr(_engine, "_free", lambda *arguments: (freed.append(True), free(*arguments)))
+    free = _model._free
+    monkeypatch.setattr(_model, "_free", lambda *arguments: (freed.append(True), free(*arguments)))
     model, mmproj = _files.resolve(None, None)
     loaded = Engine(model, mmproj, n_threads=1, n_ctx=256)
 
