@@ -104,8 +104,8 @@ class Asking:
             top_p: Draw from the most likely tokens that have this probability together, in (0, 1]; 1: from all.
             min_p: Draw from tokens that are at least this likely, relative to the most likely one, in [0, 1]; 0: from
                 all.
-            repeat_penalty: Divides the logits of tokens that were there among the last 64, in (0, 100]; 1: off.
-            seed: Makes a random answer repeatable; None: another one each time, which the report tells.
+            repeat_penalty: Divides the logits of tokens that were there among the last 64, in [0.01, 100]; 1: off.
+            seed: Makes a random answer repeatable, 0 to 2**32 - 2; None: another one each time, which the report tells.
             stop: A text, or up to 64, at which the answer ends; it is no part of the answer.
             json_schema: The answer is JSON of this schema, an object or its text. One that is cut off by ``max_tokens``
                 is the beginning of that.

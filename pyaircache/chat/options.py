@@ -16,6 +16,7 @@ from ..methods.choice import Choice
 
 _MOST_STOPS, _LONGEST_STOP = 64, 1024
 _MOST_LOGPROBS = 1024
+_LAST_SEED = 2**32 - 2  # for llama.cpp the next one stands for another seed each time
 
 Schema = Mapping[str, Any] | str
 """A JSON schema, as an object or as its text."""
@@ -33,8 +34,8 @@ class Options:
         top_k: At least 0; 0: off.
         top_p: In (0, 1]; 1: off.
         min_p: In [0, 1]; 0: off.
-        repeat_penalty: In (0, 100]; 1: off.
-        seed: Of the sampling, 0 to 2**32 - 1; None: drawn here.
+        repeat_penalty: In [0.01, 100]; 1: off.
+        seed: Of the sampling, 0 to 2**32 - 2; None: drawn here.
         stop: A text or texts; here a tuple of them.
         json_schema: An object or a text; here its text, or None.
         grammar: GBNF text, or None. Not both.
@@ -61,8 +62,8 @@ class Options:
     reported_seed: int | None = field(init=False)
 
     def __post_init__(self) -> None:
-        given = None if self.seed is None else whole("seed", self.seed, 0, 2**32 - 1)
-        seed = secrets.randbits(32) if given is None else given
+        given = None if self.seed is None else whole("seed", self.seed, 0, _LAST_SEED)
+        seed = secrets.randbelow(_LAST_SEED + 1) if given is None else given
         checked = {
             "keep": share("keep", self.keep),
             "max_tokens": whole("max_tokens", self.max_tokens, 1, 2**31 - 1),
@@ -70,7 +71,7 @@ class Options:
             "top_k": whole("top_k", self.top_k, 0, 2**31 - 1),
             "top_p": share("top_p", self.top_p),
             "min_p": between("min_p", self.min_p, 0.0, 1.0),
-            "repeat_penalty": _penalty(self.repeat_penalty),
+            "repeat_penalty": between("repeat_penalty", self.repeat_penalty, 0.01, 100.0),
             "seed": seed,
             "reported_seed": seed if temperature > 0.0 else given,
             "stop": _stops(self.stop),
@@ -104,13 +105,6 @@ class Options:
         more = {name: getattr(self, name) for name in (*names, "json_schema", "grammar", "logprobs")}
         head = {"keep": self.keep, "method": self.choice.name, "alpha": self.choice.alpha}
         return head | more | {"seed": self.reported_seed, "stop": list(self.stop or ())}
-
-
-def _penalty(value: object) -> float:
-    number = between("repeat_penalty", value, 0.0, 100.0)
-    if number == 0.0:
-        raise ArgumentError(f"repeat_penalty must be a number greater than 0 and at most 100, got {shown(value)}")
-    return number
 
 
 def _stops(value: object) -> tuple[str, ...]:

@@ -150,9 +150,9 @@ class Sampling:
         top_k: Of the k most likely tokens; 0: off.
         top_p: Of the most likely ones that have this probability together, in (0, 1]; 1: off.
         min_p: Of those at least this likely, relative to the most likely one, in [0, 1]; 0: off.
-        repeat_penalty: Divides the logits of tokens that were there already, in (0, 100]; 1: off.
+        repeat_penalty: Divides the logits of tokens that were there already, in [0.01, 100]; 1: off.
         repeat_last_n: Among the last n text tokens; 0: off; -1: all.
-        seed: The same seed gives the same answer; 0 to 2**32 - 1.
+        seed: The same seed gives the same answer; 0 to 2**32 - 2, the next one draws anew every time.
         grammar: GBNF text that the answer follows.
         json_schema: The same as the text of a JSON schema; not both.
     """
