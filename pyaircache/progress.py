@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
+from .checks import shown
 from .engine.engine import STAGE_ENCODE, STAGE_LOAD, STAGE_PREFILL
+from .errors import ArgumentError
+
+Stage = Literal["load", "encode", "prefill"]
+OnProgress = Callable[[Stage, int, int], object]
+"""``on_progress(stage, done, total)``: permille of the loading, images of the encoding, tokens of the prompt."""
+
+_WORDS: dict[int, Stage] = {STAGE_LOAD: "load", STAGE_ENCODE: "encode", STAGE_PREFILL: "prefill"}
 
 # Stages of a conversion, beyond the engine's
 STAGE_TEXT, STAGE_MMPROJ, STAGE_QUANTIZE = 10, 11, 12
@@ -21,6 +30,19 @@ _STAGES = {
     STAGE_QUANTIZE: ("quantising", "tensors"),
 }
 _DELAY_S = 1.0  # what is quicker shows nothing
+
+
+def callback(on_progress: object) -> Callable[[int, int, int], object]:
+    """A caller's ``on_progress`` as the engine's progress function; None: nothing is told.
+
+    Raises:
+        ArgumentError: It cannot be called.
+    """
+    if on_progress is None:
+        return lambda stage, done, total: None
+    if not callable(on_progress):
+        raise ArgumentError(f"on_progress must be a function of (stage, done, total), got {shown(on_progress)}")
+    return lambda stage, done, total: on_progress(_WORDS[stage], done, total)
 
 
 class ProgressLine:

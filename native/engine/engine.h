@@ -1,65 +1,75 @@
-// What stands behind pyaircache.h: one model, one conversation (sequence 0).
+// What stands behind pyaircache.h: one conversation (sequence 0) on a model.
 #pragma once
 
-#include "pyaircache.h"
+#include "border.h"
+#include "model.h"
+#include "sampling.h"
 
 #include "llama-aircache.h"
 
-#include "chat.h"
 #include "llama-cpp.h"
 #include "mtmd-helper.h"
 #include "mtmd.h"
 
 #include <atomic>
 #include <functional>
-#include <stdexcept>
+#include <memory>
 #include <string>
 #include <vector>
-
-// carries a pac_status to the C border
-struct pac_error : std::runtime_error {
-    int32_t status;
-    pac_error(int32_t status, const std::string & message) : std::runtime_error(message), status(status) {}
-};
-
-std::string pac_format(const char * fmt, ...) __attribute__((format(printf, 1, 2)));
 
 llama_aircache_method pac_to_llama(const pac_method & m);
 pac_method            pac_from_llama(const llama_aircache_method & m);
 
-// throws the error of the last llama_aircache_* call when status is one
-void pac_check(int32_t aircache_status);
+// A part of a prompt: text, or a picture, a tile of one, some frames of a video.
+struct pac_chunk {
+    std::vector<llama_token> tokens; // text, or:
+    const mtmd_input_chunk * media = nullptr;
+    int32_t   n_tokens = 0;
+    llama_pos n_pos    = 0;
+    int32_t   image    = 0; // media: index into the prompt's images
+    int32_t   nth      = 0; // of the image's chunks
+    std::string key;        // media: what its embeddings are kept by; "": they are not
+    pac_embeddings embd;    // media: those that are kept, or null
+};
 
-// first error that llama.cpp logged since this was last asked, or since the C call began; "" if none: it knows best why a
-// file does not load
-std::string pac_take_logged_error();
+// A prompt as it is evaluated.
+struct pac_prompt_layout {
+    mtmd::input_chunks_ptr owner; // of what the chunks point to
+    std::vector<pac_chunk> chunks;
 
-// Stands for an image. Another one in every process, so that no text holds it by chance or on purpose.
-const std::string & pac_media_marker();
+    std::vector<pac_span>            spans;
+    std::vector<llama_aircache_span> air_spans;
+    std::vector<int32_t> tokens;      // -1: visual
+    std::vector<int32_t> text;        // index of every text token behind the first image
+    std::vector<uint8_t> is_template; // of text
+    int32_t   n_visual = 0;
+    int32_t   n_media  = 0;
+    llama_pos pos_end  = 0;
+};
 
 struct pac_engine {
-    pac_engine(const pac_engine_params & params);
+    pac_engine(std::shared_ptr<pac_model> model, const pac_engine_params & params);
     ~pac_engine();
 
     pac_engine(const pac_engine &) = delete;
     pac_engine & operator=(const pac_engine &) = delete;
 
-    // model.cpp
-    void load(const pac_engine_params & params);
-    pac_info info() const;
-    std::string apply_template(const pac_message * messages, int32_t n_messages, bool add_generation_prompt) const;
+    // engine.cpp
+    static void check(const pac_engine_params & params); // throws
+    pac_info  info() const;
+    pac_stats stats() const;
+    void reset();
+    const float * logits() const;
+    int32_t sample();
+
+    // layout.cpp
+    int64_t count_tokens(const char * text, const pac_image * images, int32_t n_images) const;
+    void layout(const char * text, const pac_image * images, int32_t n_images, pac_prompt_info & out);
 
     // prompt.cpp
-    mtmd::input_chunks_ptr tokenize(const char * text, const pac_image * images, int32_t n_images, bool with_pixels) const;
-    int64_t count_tokens(const char * text, const pac_image * images, int32_t n_images) const;
     void prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * observe,
             pac_progress_callback progress, void * user_data, pac_prompt_info & out);
-    void layout(const char * text, const pac_image * images, int32_t n_images, pac_prompt_info & out);
     void decode(int32_t token);
-    int32_t sample(float temperature, uint32_t seed);
-    const float * logits() const;
-    void reset();
-    pac_stats stats() const;
 
     // compress.cpp
     void score(const pac_method & method, pac_scores & out);
@@ -72,15 +82,8 @@ struct pac_engine {
 
     bool must_stop() const { return cancelled && cancellable; }
 
-    llama_model_ptr   model;
+    std::shared_ptr<pac_model> model;
     llama_context_ptr ctx;
-    mtmd::context_ptr vision; // null: text only
-    common_chat_templates_ptr templates; // null: they are broken
-    std::string templates_error;         // why
-
-    std::string description;
-    std::string architecture;
-    std::string projector;
     std::string why_not; // reason why nothing can be compressed, "" if it can
 
     // the conversation
@@ -88,10 +91,12 @@ struct pac_engine {
     int32_t   n_cells = 0; // cells in use
     bool      has_logits = false;
     bool      observed   = false; // the last prompt can still be scored and compressed
+    pac_sampler sampler;
 
     // the last prompt
     std::vector<pac_span> spans;
-    std::vector<int32_t>  text_tokens; // prompt token index of every text token behind the first image
+    std::vector<int32_t>  prompt_tokens; // -1: visual
+    std::vector<int32_t>  text_tokens;   // prompt token index of every text token behind the first image
     bool keep_embeddings = false;
     std::vector<float>    embeddings;  // of its images
     int32_t n_visual       = 0;
@@ -110,13 +115,19 @@ struct pac_engine {
     std::vector<double>  skewness;
 
 private:
+    // layout.cpp
+    mtmd::input_chunks_ptr tokenize(const char * text, const pac_image * images, int32_t n_images, bool with_pixels) const;
+    pac_prompt_layout lay_out(const char * text, const pac_image * images, int32_t n_images, bool with_pixels) const;
+    pac_prompt_layout prepare(const char * text, const pac_image * images, int32_t n_images) const;
+
+    // prompt.cpp
     template <typename F> void evaluate(F && f);
     bool roll_back(llama_pos pos, int32_t cells);
     void list_elite(const std::vector<uint8_t> & observers, int32_t n_layer);
     void evicted(int32_t status);
     void decode_text(const llama_token * tokens, size_t n, bool last, const std::function<void(int32_t)> & done);
-
-    llama_sampler_ptr sampler;
-    float    sampler_temperature = 0.0f;
-    uint32_t sampler_seed        = 0;
+    void decode_media(const pac_chunk & c, const pac_embeddings & embd, const std::function<void(int32_t)> & done);
 };
+
+size_t pac_text_length(const char * text); // throws when it is longer than what is taken
+std::vector<llama_token> pac_tokenize_text(const llama_vocab * vocab, const char * text, bool add_special, bool parse_special);

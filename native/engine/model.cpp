@@ -1,7 +1,7 @@
 // Loading: every way a pair of files can be wrong gets its own message.
+#include "model.h"
 #include "engine.h"
 
-#include "aircache-mtmd.h"
 #include "common.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
@@ -9,26 +9,13 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <mutex>
 #include <random>
 #include <set>
-#include <shared_mutex>
 #include <sstream>
 
 #if defined(PAC_BACKEND_DL) && !defined(_WIN32)
 #    include <dlfcn.h>
 #endif
-
-static ggml_type cache_type(const char * name) {
-    static const ggml_type known[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 };
-
-    for (const ggml_type type : known) {
-        if (strcmp(ggml_type_name(type), name) == 0) {
-            return type;
-        }
-    }
-    throw pac_error(PAC_ERR_ARGUMENT, pac_format("cache type \"%s\" is not one of f32, f16, bf16, q8_0, q4_0", name));
-}
 
 // With GGML_BACKEND_DL the backends are plugins that lie beside this library; ggml would look beside the executable.
 static void load_backends() {
@@ -45,6 +32,10 @@ static void load_backends() {
 
 // ggml's list of devices: read while models load, and no lock of its own
 static std::shared_mutex devices;
+
+std::shared_lock<std::shared_mutex> pac_lock_devices() {
+    return std::shared_lock<std::shared_mutex>(devices);
+}
 
 static void add_rpc_servers(const char * servers) {
     static std::set<std::string> added; // a server can be registered once a process
@@ -126,14 +117,7 @@ struct gguf_meta {
     }
 };
 
-constexpr int32_t MAX_CELLS    = 1 << 24;
-constexpr size_t  MAX_TEMPLATE = 1 << 16;
-
-void check_range(const char * name, int32_t value, int32_t lo, int32_t hi) {
-    if (value < lo || value > hi) {
-        throw pac_error(PAC_ERR_ARGUMENT, pac_format("%s is %d: it must be in [%d, %d]", name, value, lo, hi));
-    }
-}
+constexpr size_t MAX_TEMPLATE = 1 << 16;
 
 struct load_progress {
     pac_progress_callback callback;
@@ -151,27 +135,20 @@ const std::string & pac_media_marker() {
     return marker;
 }
 
-pac_engine::pac_engine(const pac_engine_params & params) {
-    load(params);
+int32_t pac_pick_threads(int32_t n_threads) {
+    return n_threads > 0 ? n_threads : std::clamp(common_cpu_get_num_physical_cores(), 1, GGML_MAX_N_THREADS);
 }
 
-pac_engine::~pac_engine() = default;
-
-void pac_engine::load(const pac_engine_params & params) {
+pac_model::pac_model(const pac_model_params & params) : images(params.image_cache_bytes) {
     if (!params.model) {
         throw pac_error(PAC_ERR_ARGUMENT, "no model given");
     }
-    check_range("n_ctx",        params.n_ctx,         0, MAX_CELLS);
-    check_range("n_batch",      params.n_batch,       0, MAX_CELLS);
-    check_range("n_ubatch",     params.n_ubatch,      0, MAX_CELLS);
-    check_range("n_threads",    params.n_threads,     0, GGML_MAX_N_THREADS);
-    check_range("n_gpu_layers", params.n_gpu_layers, -1, INT32_MAX);
+    pac_check_range("n_threads",         params.n_threads,          0, GGML_MAX_N_THREADS);
+    pac_check_range("n_gpu_layers",      params.n_gpu_layers,      -1, INT32_MAX);
+    pac_check_range("image_cache_bytes", params.image_cache_bytes,  0, INT64_MAX);
     if (params.flash_attn < -1 || params.flash_attn > 1) {
         throw pac_error(PAC_ERR_ARGUMENT, "flash_attn must be -1 (auto), 0 (off) or 1 (on)");
     }
-
-    const ggml_type type_k = cache_type(params.cache_type_k ? params.cache_type_k : "f16");
-    const ggml_type type_v = cache_type(params.cache_type_v ? params.cache_type_v : "f16");
 
     static const bool init = [] { load_backends(); llama_backend_init(); return true; }();
     (void) init;
@@ -179,9 +156,7 @@ void pac_engine::load(const pac_engine_params & params) {
     if (params.rpc_servers && *params.rpc_servers) {
         add_rpc_servers(params.rpc_servers);
     }
-    const std::shared_lock<std::shared_mutex> lock(devices);
-
-    keep_embeddings = params.keep_embeddings;
+    const auto lock = pac_lock_devices();
 
     pac_take_logged_error();
 
@@ -203,7 +178,18 @@ void pac_engine::load(const pac_engine_params & params) {
         }
     }
 
-    // text model
+    load_text(params);
+    if (params.mmproj) {
+        load_vision(params);
+    }
+    load_templates();
+
+    char buf[256];
+    llama_model_desc(weights.get(), buf, sizeof(buf));
+    description = buf;
+}
+
+void pac_model::load_text(const pac_model_params & params) {
     load_progress progress = { params.progress, params.user_data, false };
 
     llama_model_params mparams = llama_model_default_params();
@@ -215,112 +201,74 @@ void pac_engine::load(const pac_engine_params & params) {
         return !p.cancelled;
     };
 
-    model.reset(llama_model_load_from_file(params.model, mparams));
+    weights.reset(llama_model_load_from_file(params.model, mparams));
     if (progress.cancelled) {
         throw pac_error(PAC_ERR_CANCELLED, "loading was cancelled");
     }
-    if (!model) {
+    if (!weights) {
         throw pac_error(PAC_ERR_MODEL, pac_format("cannot load %s: %s", params.model, pac_take_logged_error().c_str()));
     }
+}
 
-    // context
-    const int32_t n_threads = params.n_threads > 0 ? params.n_threads : std::clamp(common_cpu_get_num_physical_cores(), 1, GGML_MAX_N_THREADS);
+void pac_model::load_vision(const pac_model_params & params) {
+    mtmd_context_params vparams = mtmd_context_params_default();
+    vparams.use_gpu         = params.n_gpu_layers != 0;
+    vparams.n_threads       = pac_pick_threads(params.n_threads);
+    vparams.print_timings   = false;
+    vparams.warmup          = false;
+    vparams.flash_attn_type = (llama_flash_attn_type) params.flash_attn;
+    vparams.media_marker    = pac_media_marker().c_str();
+    // The tower is evaluated layer by layer, so that it can be stopped: asked first which results are wanted, then
+    // with each of them, where false ends it.
+    vparams.cb_eval_user_data = this;
+    vparams.cb_eval = [](ggml_tensor * t, bool ask, void * user_data) {
+        const auto * engine = ((const pac_model *) user_data)->encoding;
+        return ask ? strncmp(t->name, "layer_out", strlen("layer_out")) == 0 : !(engine && engine->must_stop());
+    };
 
-    llama_context_params cparams = llama_context_default_params();
-    cparams.n_ctx           = params.n_ctx > 0 ? params.n_ctx : std::min(32768, llama_model_n_ctx_train(model.get()));
-    cparams.n_batch         = params.n_batch  > 0 ? params.n_batch  : 2048;
-    cparams.n_ubatch        = params.n_ubatch > 0 ? params.n_ubatch : 512;
-    cparams.n_seq_max       = 1;
-    cparams.n_outputs_max   = 1; // only the last token's logits are ever read
-    cparams.n_threads       = n_threads;
-    cparams.n_threads_batch = n_threads;
-    cparams.flash_attn_type = (llama_flash_attn_type) params.flash_attn;
-    cparams.type_k          = type_k;
-    cparams.type_v          = type_v;
-    cparams.no_perf         = false; // counts graph reuse
-    cparams.abort_callback_data = this;
-    cparams.abort_callback      = [](void * user_data) { return ((const pac_engine *) user_data)->must_stop(); };
-
-    ctx.reset(llama_init_from_model(model.get(), cparams));
-    if (!ctx) {
-        throw pac_error(PAC_ERR_MEMORY, pac_format("cannot create a context of %u cells (%s K, %s V): %s", cparams.n_ctx,
-                ggml_type_name(type_k), ggml_type_name(type_v), pac_take_logged_error().c_str()));
+    pac_take_logged_error();
+    vision.reset(mtmd_init_from_file(params.mmproj, weights.get(), vparams));
+    if (!vision) {
+        throw pac_error(PAC_ERR_PROJECTOR, pac_format("%s does not fit the text model: %s", params.mmproj, pac_take_logged_error().c_str()));
     }
-
-    // projector
-    if (params.mmproj) {
-        mtmd_context_params vparams = mtmd_context_params_default();
-        vparams.use_gpu         = params.n_gpu_layers != 0;
-        vparams.n_threads       = n_threads;
-        vparams.print_timings   = false;
-        vparams.warmup          = false;
-        vparams.flash_attn_type = (llama_flash_attn_type) params.flash_attn;
-        vparams.media_marker    = pac_media_marker().c_str();
-        // The tower is evaluated layer by layer, so that it can be stopped: asked first which results are wanted, then
-        // with each of them, where false ends it.
-        vparams.cb_eval_user_data = this;
-        vparams.cb_eval = [](ggml_tensor * t, bool ask, void * user_data) {
-            return ask ? strncmp(t->name, "layer_out", strlen("layer_out")) == 0 : !((const pac_engine *) user_data)->must_stop();
-        };
-
-        pac_take_logged_error();
-        vision.reset(mtmd_init_from_file(params.mmproj, model.get(), vparams));
-        if (!vision) {
-            throw pac_error(PAC_ERR_PROJECTOR, pac_format("%s does not fit the text model: %s", params.mmproj, pac_take_logged_error().c_str()));
-        }
-        if (!mtmd_support_vision(vision.get())) {
-            throw pac_error(PAC_ERR_PROJECTOR, pac_format("%s has no vision tower", params.mmproj));
-        }
+    if (!mtmd_support_vision(vision.get())) {
+        throw pac_error(PAC_ERR_PROJECTOR, pac_format("%s has no vision tower", params.mmproj));
     }
+}
 
-    // prompts can be made without it
+// prompts can be made without them
+void pac_model::load_templates() {
     try {
-        const char * source = llama_model_chat_template(model.get(), nullptr);
+        const char * source = llama_model_chat_template(weights.get(), nullptr);
         if (source && strlen(source) > MAX_TEMPLATE) {
             throw std::runtime_error(pac_format("it has %zu bytes, more than %zu", strlen(source), MAX_TEMPLATE));
         }
-        templates = common_chat_templates_init(model.get(), "");
+        templates = common_chat_templates_init(weights.get(), "");
     } catch (const std::exception & e) {
         templates_error = e.what();
     }
-
-    char buf[256];
-    llama_model_desc(model.get(), buf, sizeof(buf));
-    description = buf;
-
-    if (llama_aircache_supported(ctx.get()) != LLAMA_AIRCACHE_OK) {
-        why_not = llama_aircache_error();
-    }
 }
 
-pac_info pac_engine::info() const {
-    pac_info res = {};
-
+struct pac_model_info pac_model::info() const {
+    struct pac_model_info res = {};
     res.description  = description.c_str();
     res.architecture = architecture.c_str();
     res.projector    = projector.c_str();
-    res.n_layers     = llama_model_n_layer(model.get());
-    res.n_embd       = llama_model_n_embd(model.get());
-    res.n_heads      = llama_model_n_head(model.get());
-    res.n_heads_kv   = llama_model_n_head_kv(model.get());
-    res.n_vocab      = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
-    res.n_ctx        = llama_n_ctx(ctx.get());
-    res.n_ctx_train  = llama_model_n_ctx_train(model.get());
-    res.n_params     = llama_model_n_params(model.get());
-    res.model_bytes  = llama_model_size(model.get());
+    res.n_layers     = llama_model_n_layer(weights.get());
+    res.n_embd       = llama_model_n_embd(weights.get());
+    res.n_heads      = llama_model_n_head(weights.get());
+    res.n_heads_kv   = llama_model_n_head_kv(weights.get());
+    res.n_vocab      = n_vocab();
+    res.n_ctx_train  = llama_model_n_ctx_train(weights.get());
+    res.n_params     = llama_model_n_params(weights.get());
+    res.model_bytes  = llama_model_size(weights.get());
     res.vision       = vision != nullptr;
-    res.can_compress = why_not.empty();
-    res.why_not      = why_not.c_str();
-
-    auto stats = llama_aircache_stats_empty();
-    if (res.can_compress && llama_aircache_stats(ctx.get(), 0, &stats) == LLAMA_AIRCACHE_OK) {
-        res.kv_bytes_per_token = stats.kv_bytes_cell;
-    }
-
+    res.n_engines    = n_engines;
+    images.sizes(res.n_kept_images, res.image_cache_bytes);
     return res;
 }
 
-std::string pac_engine::apply_template(const pac_message * messages, int32_t n_messages, bool add_generation_prompt) const {
+std::string pac_model::apply_template(const pac_message * messages, int32_t n_messages, bool add_generation_prompt) const {
     common_chat_templates_inputs inputs;
     inputs.add_generation_prompt = add_generation_prompt;
     inputs.use_jinja = true;
@@ -342,4 +290,57 @@ std::string pac_engine::apply_template(const pac_message * messages, int32_t n_m
     } catch (const std::exception & e) {
         throw pac_error(PAC_ERR_MODEL, pac_format("the model's chat template cannot be applied: %s", e.what()));
     }
+}
+
+//
+// encoding
+//
+
+pac_embeddings pac_model::encode(const pac_engine & engine, const mtmd_input_chunk * chunk, const std::string & key, bool & known) {
+    std::unique_lock<std::mutex> lock(tower);
+    tower_free.wait(lock, [&] { return !encoding || engine.must_stop(); });
+    if (engine.must_stop()) {
+        throw pac_error(PAC_ERR_CANCELLED, "cancelled");
+    }
+    if (!key.empty()) {
+        if (auto res = images.find(key)) { // another engine's, while this one waited
+            known = true;
+            return res;
+        }
+    }
+
+    encoding = &engine;
+    lock.unlock();
+    const auto end = [&] {
+        lock.lock();
+        encoding = nullptr;
+        tower_free.notify_all();
+    };
+
+    std::shared_ptr<std::vector<float>> res;
+    try {
+        const int32_t status = mtmd_encode_chunk(vision.get(), chunk);
+        if (engine.must_stop()) {
+            throw pac_error(PAC_ERR_CANCELLED, "cancelled"); // the features are not complete
+        }
+        if (status != 0) {
+            throw pac_error(PAC_ERR_COMPUTE, pac_format("encoding an image failed: %s", pac_take_logged_error().c_str()));
+        }
+        const float * embd = mtmd_get_output_embd(vision.get());
+        res = std::make_shared<std::vector<float>>(embd, embd + mtmd_input_chunk_get_n_tokens(chunk)*(size_t) n_embd_inp());
+    } catch (...) {
+        end();
+        throw;
+    }
+    end();
+
+    if (!key.empty()) {
+        images.store(key, res);
+    }
+    return res;
+}
+
+void pac_model::wake() {
+    const std::lock_guard<std::mutex> lock(tower);
+    tower_free.notify_all();
 }

@@ -1,8 +1,9 @@
 // pyaircache engine: ask a vision-language model about images with a compressed visual KV cache.
 //
-// A small C interface over llama.cpp + mtmd, made for cffi (and usable from C). One engine holds one model and one
-// conversation. Every function checks its arguments, returns PAC_OK or a negative pac_status, and leaves a message for
-// pac_last_error(); no exception crosses this border, and after a failed call the engine stays usable.
+// A small C interface over llama.cpp + mtmd, made for cffi (and usable from C). A pac_model holds what is read from the
+// files: weights, vocabulary, projector, chat template. A pac_engine is one conversation on a model, with a context (KV
+// cache) of its own. Every function checks its arguments, returns PAC_OK or a negative pac_status, and leaves a message
+// for pac_last_error(); no exception crosses this border, and after a failed call the engine stays usable.
 //
 // No argument and no projector file ends the process: what llama.cpp would answer with an assertion is checked before.
 // What remains: assertions in a backend (a GPU that is lost, an RPC server that goes away), the text model's own tensors,
@@ -10,15 +11,21 @@
 // of a process for its memory.
 //
 // The life of a question:
+//   pac_sampling_set()  how its answer is drawn; without it: the most likely token, always
 //   pac_prompt()    tokenise, encode the images, prefill; logits of the last token are ready
 //   pac_score()     importance of every visual token in every layer, from the queries seen during the prefill
 //   pac_compress()  score + layer budgets + eviction in one call (pac_score and pac_evict are its halves)
 //   pac_sample() -> pac_decode() -> pac_sample() ...
 // The first token is sampled from the logits of the full cache, whatever pac_compress() does (docs/method: section 3).
 //
-// Not thread-safe: one call at a time per engine; pac_cancel alone may be called from any thread. Different engines may
-// be used by different threads. Pointers handed out belong to the engine and stay valid until the next pac_prompt,
-// pac_score, pac_compress, pac_reset or pac_engine_free.
+// Threads: one call at a time per engine; pac_cancel alone may be called from any thread. Different engines may be used by
+// different threads at the same time, those of one model too: there only the encoding of images waits for one another.
+// The functions of a pac_model may be called from any thread. Pointers handed out belong to the engine and stay valid
+// until the next pac_prompt, pac_score, pac_compress, pac_reset or pac_engine_free; strings in pac_model_info until
+// the model is gone.
+//
+// Structs with a field `size` begin with it: sizeof(the struct) as the caller knows it, set by the function that gives the
+// defaults. Fields are only ever added at their ends, and a shorter one of an older caller is taken.
 
 #ifndef PYAIRCACHE_H
 #define PYAIRCACHE_H
@@ -39,6 +46,7 @@ extern "C" {
 // cffi reads everything between the next marker and the closing one: no preprocessor lines in between.
 // cffi-begin
 
+typedef struct pac_model  pac_model;
 typedef struct pac_engine pac_engine;
 
 enum pac_status {
@@ -72,34 +80,80 @@ PAC_API void pac_log_set(pac_log_callback callback, void * user_data);
 // stage: 0 load (done of total = permille), 1 encode (images), 2 prefill (tokens). Return true to go on, false to cancel.
 typedef bool (*pac_progress_callback)(int32_t stage, int32_t done, int32_t total, void * user_data);
 
-struct pac_engine_params {
+//
+// model
+//
+
+struct pac_model_params {
+    uint32_t     size;         // sizeof(struct pac_model_params)
     const char * model;        // path of the text GGUF
     const char * mmproj;       // path of the projector GGUF, or NULL: text only
-    int32_t      n_ctx;        // context window in cells; 0: the model's own, at most 32768. llama.cpp rounds it up to
-                               // a multiple of 256: pac_info says what it became, and what the model was trained with
-    int32_t      n_batch;      // tokens per decode call; 0: 2048
-    int32_t      n_ubatch;     // tokens per graph; 0: 512
     int32_t      n_gpu_layers; // -1: all
-    int32_t      n_threads;    // 0: physical cores; at most 512
-    const char * cache_type_k; // "f32", "f16", "bf16", "q8_0", "q4_0"
-    const char * cache_type_v;
-    int32_t      flash_attn;   // -1 auto, 0 off, 1 on
+    int32_t      n_threads;    // of the vision tower; 0: physical cores; at most 512
+    int32_t      flash_attn;   // of the vision tower: -1 auto, 0 off, 1 on
     const char * rpc_servers;  // "host:port,host:port" or NULL; needs a build with GGML_RPC. ggml ends the process when
                                // one does not answer: try to connect first, as the Python layer does
-    bool         keep_embeddings; // for pac_image_embeddings
-    pac_progress_callback progress;
+    int64_t      image_cache_bytes; // memory for the embeddings of images that were encoded: another question on one of
+                               // them encodes nothing. The least recently used go first; 0: none are kept
+    pac_progress_callback progress; // of pac_model_new
     void       * user_data;
 };
+PAC_API struct pac_model_params pac_model_default_params(void); // image_cache_bytes: 256 MiB
 
-PAC_API struct pac_engine_params pac_engine_default_params(void);
+PAC_API int32_t pac_model_new (const struct pac_model_params * params, pac_model ** out);
+// Gives up the caller's hold. Engines hold their model as well: it is gone when the last of them is freed.
+PAC_API void    pac_model_free(pac_model * model);
 
-PAC_API int32_t pac_engine_new (const struct pac_engine_params * params, pac_engine ** out);
-PAC_API void    pac_engine_free(pac_engine * engine);
-
-struct pac_info {
+struct pac_model_info {
     const char * description;   // e.g. "qwen2vl 4M Q8_0"
     const char * architecture;  // general.architecture
     const char * projector;     // clip.projector_type, "" without one
+    int32_t n_layers;
+    int32_t n_embd;
+    int32_t n_heads;
+    int32_t n_heads_kv;
+    int32_t n_vocab;
+    int32_t n_ctx_train;
+    int64_t n_params;
+    int64_t model_bytes;
+    bool    vision;
+    int32_t n_engines;          // on it now
+    int32_t n_kept_images;      // images, or tiles of one, whose embeddings are kept
+    int64_t image_cache_bytes;  // that these take
+};
+PAC_API int32_t pac_model_info(pac_model * model, struct pac_model_info * out);
+
+// Forgets the kept image embeddings.
+PAC_API int32_t pac_model_forget_images(pac_model * model);
+
+//
+// engine
+//
+
+struct pac_engine_params {
+    uint32_t     size;         // sizeof(struct pac_engine_params)
+    int32_t      n_ctx;        // context window in cells; 0: the model's own, at most 32768. llama.cpp rounds it up to
+                               // a multiple of 256: pac_engine_info says what it became
+    int32_t      n_batch;      // tokens per decode call; 0: 2048
+    int32_t      n_ubatch;     // tokens per graph; 0: 512
+    int32_t      n_threads;    // of the text model; 0: physical cores; at most 512
+    const char * cache_type_k; // "f32", "f16", "bf16", "q8_0", "q4_0"
+    const char * cache_type_v;
+    int32_t      flash_attn;   // of the text model: -1 auto, 0 off, 1 on
+    bool         keep_embeddings; // for pac_image_embeddings
+};
+PAC_API struct pac_engine_params pac_engine_default_params(void);
+
+// A new conversation on a model.
+PAC_API int32_t pac_engine_new (pac_model * model, const struct pac_engine_params * params, pac_engine ** out);
+// A model for one engine: pac_model_new, pac_engine_new, pac_model_free. params may be NULL: the defaults.
+PAC_API int32_t pac_engine_open(const struct pac_model_params * model, const struct pac_engine_params * params, pac_engine ** out);
+PAC_API void    pac_engine_free(pac_engine * engine);
+
+struct pac_info {
+    const char * description;   // as in pac_model_info
+    const char * architecture;
+    const char * projector;
     int32_t n_layers;
     int32_t n_embd;
     int32_t n_heads;
@@ -155,6 +209,8 @@ struct pac_prompt_info {
     const struct pac_span * spans; // [n_spans]
     double  ms_encode;
     double  ms_prefill; // without the encoding
+    int32_t n_encoded; // images that were encoded, in whole or (tiles) in part
+    int32_t n_reused;  // images whose embeddings were all kept from before: the same, bit for bit
 };
 
 // What to observe, how to score, how to share out the cells: the fields of llama_aircache_method (llama-aircache.h).
@@ -256,16 +312,59 @@ PAC_API int32_t pac_allocate(const struct pac_method * method, const float * sco
 PAC_API int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank,
         int32_t * kept);
 
-// Next token from the current logits. temperature 0: the most likely one (ties: the lowest id).
-PAC_API int32_t pac_sample(pac_engine * engine, float temperature, uint32_t seed, int32_t * token, bool * end_of_answer);
+// Token ids of the last prompt, [n_tokens] of its pac_prompt_info: -1 for visual ones. pac_span.first, pac_scores.elite and
+// so on count them. PAC_ERR_STATE when there was none.
+PAC_API int32_t pac_prompt_tokens(pac_engine * engine, const int32_t ** ids, int32_t * n_tokens);
+
+//
+// answer
+//
+
+// How answers are drawn. The defaults are greedy: the most likely token, of equal ones that with the lowest id. Otherwise
+// llama.cpp's samplers in its own order: repeat_penalty, top_k, top_p, min_p, temperature, and a draw by the seed.
+struct pac_sampling {
+    uint32_t     size;           // sizeof(struct pac_sampling)
+    float        temperature;    // >= 0; 0: the most likely of what penalty and grammar leave, whatever top_k to min_p say
+    int32_t      top_k;          // of the k most likely tokens; 0: off
+    float        top_p;          // of the most likely that have this probability together, (0, 1]; 1: off
+    float        min_p;          // of those at least this likely, relative to the most likely, [0, 1]; 0: off
+    float        repeat_penalty; // divides the logits of tokens that were there already, [0.01, 100]; 1: off
+    int32_t      repeat_last_n;  // among the last n text tokens of prompts and answers; 0: off; -1: all
+    uint32_t     seed;           // the same seed gives the same answer; 4294967295: another one every time
+    const char * grammar;        // GBNF text that the answer follows, from its first token; NULL or "": none
+    const char * json_schema;    // the same by a JSON schema, as llama-server converts it; not both
+};
+PAC_API struct pac_sampling pac_sampling_default(void); // greedy; repeat_last_n 64
+
+// Of all answers from now on; NULL: the defaults. pac_prompt and pac_reset start its grammar and its random numbers anew.
+// PAC_ERR_ARGUMENT, and all stays as it was, when a number is outside its limits, or the grammar or schema is malformed,
+// has more than 64 KiB, is nested too deeply, or takes too long to follow.
+PAC_API int32_t pac_sampling_set(pac_engine * engine, const struct pac_sampling * sampling);
+
+// Next token from the current logits. It is not appended: pac_decode does, and moves the grammar on; until then each call
+// is another draw. PAC_ERR_COMPUTE when no token of the vocabulary fits the grammar, or the grammar takes too long.
+PAC_API int32_t pac_sample(pac_engine * engine, int32_t * token, bool * end_of_answer);
+
+// Natural-log probabilities by the current logits: softmax over the whole vocabulary, before any parameter of pac_sampling.
+// ids, values [n]: the n most likely tokens, most likely first, of equal ones that with the lowest id. value: of `token`, or
+// NULL, then token is not looked at. n in [0, n_vocab]; ids and values may be NULL when it is 0.
+PAC_API int32_t pac_logprobs(pac_engine * engine, int32_t n, int32_t * ids, double * values, int32_t token, double * value);
+
+// Token ids of a text: returns their count, or a negative pac_status. When ids is NULL or capacity is less than the count,
+// nothing is written. special: control tokens like <|im_end|> are recognised, else they are plain text. Nothing is put
+// before or behind it.
+PAC_API int32_t pac_tokenize(const pac_engine * engine, const char * text, bool special, int32_t * ids, int32_t capacity);
 // Bytes of a token (not NUL-terminated; may end inside a UTF-8 sequence): returns their count, or a negative pac_status.
-PAC_API int32_t pac_token_bytes(const pac_engine * engine, int32_t token, char * buffer, int32_t size);
+// special: control tokens have their name, like <|im_end|>; else none.
+PAC_API int32_t pac_token_bytes(const pac_engine * engine, int32_t token, bool special, char * buffer, int32_t size);
 // Appends one token to the conversation. On failure the conversation is as it was before, as after pac_prompt.
+// PAC_ERR_ARGUMENT when the token does not exist, or does not fit the grammar of pac_sampling_set.
 PAC_API int32_t pac_decode(pac_engine * engine, int32_t token);
 // Makes the pac_prompt or pac_decode that runs on this engine return PAC_ERR_CANCELLED as soon as it can, with the
 // conversation as it was before that call. From any thread, and while the engine lives. Does nothing when none runs.
 // On the CPU the evaluation stops between two operations, on other devices between two batches; the encoding of an image
-// stops between two layers of the vision tower. Reading and resizing a picture is not interrupted.
+// stops between two layers of the vision tower, and waiting for another engine's encoding stops at once. Reading and
+// resizing a picture is not interrupted.
 PAC_API int32_t pac_cancel(pac_engine * engine);
 // Logits of the last evaluated token: [n_vocab].
 PAC_API int32_t pac_logits(pac_engine * engine, const float ** logits, int32_t * n_vocab);

@@ -1,6 +1,7 @@
 // A slot's prompt: what of it can be used again, and the compression of its images.
 #include "aircache-server.h"
 #include "aircache-tokens.h"
+#include "../common/template-tokens.h"
 
 #include "aircache-mtmd.h"
 #include "common.h"
@@ -29,18 +30,16 @@ std::vector<server_aircache_chunk> list_wanted(const server_tokens & prompt, siz
     return res;
 }
 
-// 1 for the text tokens behind the first of the images that belong to the chat template: control tokens, and after an
-// image all from the end of the user's turn on
+// 1 for the text tokens behind the first of the images that belong to the chat template
 std::vector<uint8_t> find_template(const llama_vocab * vocab, const server_tokens & prompt, const std::vector<server_aircache_chunk> & images) {
     std::vector<uint8_t> res;
-    bool tail = false;
+    aircache_template_tokens tokens(vocab);
     for (size_t i = images.front().idx; i < prompt.size(); ++i) {
         if (prompt[i] == LLAMA_TOKEN_NULL) {
-            tail = false;
-            continue;
+            tokens.image();
+        } else {
+            res.push_back(tokens.text(prompt[i]));
         }
-        tail |= llama_vocab_is_eog(vocab, prompt[i]);
-        res.push_back(tail || llama_vocab_is_control(vocab, prompt[i]));
     }
     return res;
 }

@@ -6,19 +6,43 @@ import codecs
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from ..engine import fork
 from ..errors import CancelledError, ContextError, StateError, UnsupportedError
-from ..report.report import Report
+from ..report.report import Report, StopReason
 from .gate import Gate, Lease
 from .session import CANCELLED, Question, Session, unless_cancelled
+from .stops import Stops
 
 CLOSED = "the Chat was closed before this answer was complete"
 
 _LOST = ("cancelled", "interrupted", "error")  # reasons after which the question is no part of the conversation
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token and how likely it was, by the model alone: before temperature, penalty, grammar and the like.
+
+    Attributes:
+        id: Its number in the vocabulary.
+        bytes: Its text, which may end inside a character; control tokens have their name.
+        logprob: Natural logarithm of its probability, at most 0.
+        top: The most likely tokens in its place, most likely first, as many as were asked for; of each of these: none.
+    """
+
+    id: int
+    bytes: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Its text; U+FFFD stands for what is no whole character."""
+        return self.bytes.decode("utf-8", "replace")
 
 
 class Answer(str):
@@ -26,18 +50,20 @@ class Answer(str):
 
     Attributes:
         report: What the question cost and what its compression kept.
+        logprobs: Of each token of the answer how likely it was; empty where ``logprobs`` was not asked for.
     """
 
     report: Report
+    logprobs: list[TokenLogprob]
 
-    def __new__(cls, text: str, report: Report) -> Answer:
+    def __new__(cls, text: str, report: Report, logprobs: Sequence[TokenLogprob] = ()) -> Answer:
         """Makes an answer of its text and report."""
         answer = super().__new__(cls, text)
-        answer.report = report
+        answer.report, answer.logprobs = report, list(logprobs)
         return answer
 
-    def __getnewargs__(self) -> tuple[str, Report]:  # type: ignore[override]
-        return str(self), self.report
+    def __getnewargs__(self) -> tuple[str, Report, list[TokenLogprob]]:  # type: ignore[override]
+        return str(self), self.report, self.logprobs
 
 
 class AnswerStream(Iterator[str]):
@@ -56,6 +82,8 @@ class AnswerStream(Iterator[str]):
         self._pid = os.getpid()
         self._steps = Gate()  # one step at a time
         self._utf8: Any = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stops = Stops(question.options.stop or ())
+        self._logprobs: list[TokenLogprob] = []
         self._busy_s = 0.0  # time inside this object since the first token
         self._decodes = 0
         self._done = False
@@ -75,8 +103,8 @@ class AnswerStream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The text so far; with its report once the answer is complete."""
-        return Answer(self._question.turn.answer, self._question.report)
+        """The text so far, and how likely its tokens were; with its report once the answer is complete."""
+        return Answer(self._question.turn.answer, self._question.report, self._logprobs)
 
     @property
     def done(self) -> bool:
@@ -138,7 +166,7 @@ class AnswerStream(Iterator[str]):
     def __reduce__(self) -> Any:
         raise UnsupportedError("a streamed answer belongs to its process: read() it and pass the answer on")
 
-    def _close(self, reason: str) -> None:
+    def _close(self, reason: StopReason) -> None:
         if self._pid == os.getpid():  # a forked child leaves its parent's stream alone
             self._steps.hold(Lease(self._steps, "closing a streamed answer"), lambda: self._finish(reason))
 
@@ -177,7 +205,7 @@ class AnswerStream(Iterator[str]):
 
     @property
     def _complete(self) -> bool:
-        return self._question.report.stop_reason in ("end", "max_tokens", "context")
+        return self._question.report.stop_reason in ("end", "stop", "max_tokens", "context")
 
     def _step(self) -> None:
         """Appends one token to the answer, or finishes it."""
@@ -192,8 +220,7 @@ class AnswerStream(Iterator[str]):
             self._decodes += 1
         elif self._lease.cancelled:
             raise CancelledError(CANCELLED)
-        assert options.seed is not None
-        token, end = engine.sample(options.temperature, options.seed)
+        token, end = engine.sample()
         now = time.perf_counter()
         if report.ms_first_token == 0.0:
             report.ms_first_token = (now - self._started) * 1e3
@@ -202,11 +229,27 @@ class AnswerStream(Iterator[str]):
         if end:
             return self._finish("end")
         tokens.append(token)
-        turn.answer += self._utf8.decode(engine.token_bytes(token))
-        if len(tokens) >= options.max_tokens:
+        if options.logprobs is not None:
+            self._logprobs.append(self._likely(token, options.logprobs))
+        piece = self._utf8.decode(engine.token_bytes(token))
+        turn.answer += self._stops.push(piece, whole=not self._utf8.getstate()[0])
+        if self._stops.hit:
+            self._finish("stop")
+        elif len(tokens) >= options.max_tokens:
             self._finish("max_tokens")
 
-    def _finish(self, reason: str) -> None:
+    def _likely(self, token: int, n: int) -> TokenLogprob:
+        """How likely a token was that the engine has just drawn, and the n most likely ones."""
+        engine = self._session.engine
+        found = engine.logprobs(n, token)
+        assert found.value is not None
+        top = [
+            TokenLogprob(one, engine.token_bytes(one, special=True), value)
+            for one, value in zip(found.ids.tolist(), found.values.tolist(), strict=True)
+        ]
+        return TokenLogprob(token, engine.token_bytes(token, special=True), found.value, tuple(top))
+
+    def _finish(self, reason: StopReason) -> None:
         """Ends the answer, the first time; gives the Chat back, every time: an interrupt may have come before that."""
         try:
             try:
@@ -230,15 +273,21 @@ class AnswerStream(Iterator[str]):
         """Whether the Chat is still this stream's: else the next question may be at the engine already."""
         return self._lease.gate.holder is self._lease
 
-    def _conclude(self, reason: str) -> None:
+    def _conclude(self, reason: StopReason) -> None:
         # The place is gone when `ask` failed while an exception's frames keep the stream, or when the garbage collector
         # found the stream in a cycle: it clears the queue's weak reference before it finalises
         held = self._held
         if not held and reason not in _LOST:
             reason = "interrupted"
         turn, report = self._question.turn, self._question.report
-        turn.answer += self._utf8.decode(b"", final=True)
-        report.stop_reason, report.answer_tokens = reason, len(turn.tokens)
+        report.answer_tokens = len(turn.tokens)
+        if self._stops.hit:
+            # The engine may have seen the stop text's tokens: `Session` puts it right where it has
+            whole, report.answer_tokens, turn.tail = self._stops.cut(turn.answer)
+            del turn.tokens[whole:], self._logprobs[report.answer_tokens :]
+        else:
+            turn.answer += self._stops.rest() + self._utf8.decode(b"", final=True)
+        report.stop_reason = reason
         report.ms_decode = self._busy_s * 1e3
         report.tokens_per_second = self._decodes / self._busy_s if self._busy_s > 0.0 else 0.0
         if held:
@@ -249,7 +298,7 @@ class AnswerStream(Iterator[str]):
             self._kept = True
 
 
-def _reason(exc: BaseException) -> str:
+def _reason(exc: BaseException) -> StopReason:
     if isinstance(exc, CancelledError):
         return "cancelled"
     return "error" if isinstance(exc, Exception) else "interrupted"

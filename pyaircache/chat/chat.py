@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
-import warnings
-import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, get_args
 
-from .. import checks, model_files
+from .. import checks
 from ..checks import flag, one_of, shown, whole
-from ..engine import fork, log, rpc
+from ..engine import fork, log
 from ..engine.engine import Engine
-from ..engine.marshal import utf8
 from ..engine.protocol import EngineLike
-from ..engine.structs import Info, Span
-from ..errors import ArgumentError, CancelledError, PyAircacheWarning, StateError, UnsupportedError
-from ..images import Picture, load_images
+from ..engine.structs import CacheType, Info
+from ..errors import ArgumentError, StateError, UnsupportedError
 from ..methods.choice import choose
-from ..methods.method import Method
+from ..methods.method import Method, MethodName
 from ..methods.policy import Policy
-from ..progress import ProgressLine
-from .answer import CLOSED, Answer, AnswerStream
+from ..progress import OnProgress
+from ..spans import Span
+from . import messages as openai
+from .answer import CLOSED
+from .asking import Asking, warning
 from .gate import Gate, Lease
+from .model import Model, threads
 from .options import Options
 from .session import CANCELLED, Session
 
 Result = TypeVar("Result")
 
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-_MAX_THREADS = 512  # ggml's
+CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
 
 
-class Chat:
-    """A loaded model and one conversation with it.
+class Chat(Asking):
+    """One conversation with a model.
 
     ::
 
@@ -47,25 +44,30 @@ class Chat:
     done, for at most its ``timeout`` (docs/threads.md). Not usable in a forked child.
 
     Args:
-        model: Path of the language model's GGUF file; None: the small bundled model.
+        model: Path of the language model's GGUF file, which is loaded for this Chat alone; None: the small bundled
+            model; or a `Model`, which several Chats may share.
         mmproj: Path of its vision projector; None: the ``*mmproj*.gguf`` file in the model's folder, if there is one;
             False: none, whatever lies beside the model.
+        system: A system message, with which every conversation begins.
         keep: Share of the visual cells that stay in the KV cache, in (0, 1], over all layers together. 1 is exactly the
             plain model.
         method: How it is decided what stays (docs/methods.md): a name, such as ``"aircache"`` or ``"snapkv"``, which
             `Method.names` lists, or ``"full"`` (no compression whatever ``keep`` says); a `Method`; or a function
-            ``policy(scores, total)``. It gets AirCache's importance, float32 [L, N_v], and how many cells to keep in
-            all layers together, and returns for each layer the visual indices to keep: at least one, ascending. It
-            must not use this Chat. What it raises comes out of ``ask``.
-        alpha: Text tokens whose attention is at least this share of the largest one observe the image (method
+            ``policy(scores, total)``. It gets importance, float32 [L, N_v], and how many cells to keep in all layers
+            together, and returns for each layer the visual indices to keep: at least one, ascending. It must not use
+            this Chat. What it raises comes out of ``ask``.
+        alpha: Text tokens whose attention is at least this share of the largest one observe the image (docs/method.md,
             section 1), in (0, 1]; None: the method's own, 0.9. Not with a `Method`, which says it itself:
             ``Method(window=Elite(0.5))``; nor with methods that have no elite window.
         n_ctx: Context window in tokens, rounded up to a multiple of 256; None or 0: the model's own, at most 32768.
-        n_gpu_layers: Layers on the GPU; -1: all. Without effect in a CPU build.
-        n_threads: CPU threads, at most 512; None or 0: one per physical core.
+        n_gpu_layers: As for `Model`, and not together with one: so are ``mmproj``, ``rpc_servers``,
+            ``image_cache_bytes`` and ``on_progress``.
+        n_threads: CPU threads, at most 512; None: the Model's number; 0: one per physical core.
         cache_type_k: Type of the cache's keys: f32, f16, bf16, q8_0 or q4_0.
         cache_type_v: Type of its values.
         rpc_servers: ``"host:port"`` of ggml RPC servers to compute on, several separated by commas or as a list.
+        image_cache_bytes: Memory for the embeddings of pictures that were encoded; None: 256 MiB; 0: none are kept.
+        on_progress: Called while loading, with ("load", done, total).
         verbose: Show llama.cpp's log on stderr while this Chat is open. It goes to the logger ``pyaircache.llama`` in
             any case.
 
@@ -77,57 +79,86 @@ class Chat:
         ModelNotFoundError: A file does not exist.
         ModelError: A file is not a GGUF, or not a model that can be loaded.
         ProjectorError: The projector does not fit, or several fit equally well.
-        ArgumentError: A value is outside its limits.
+        ArgumentError: A value is outside its limits, or goes with a path only.
         OutOfMemoryError: It does not fit into memory.
+        StateError: The `Model` is closed.
         ForkError: This process was forked while another thread was computing.
     """
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | Model | None = None,
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         *,
+        system: str | None = None,
         keep: float = 0.10,
-        method: str | Method | Policy = "aircache",
+        method: MethodName | Method | Policy = "aircache",
         alpha: float | None = None,
         n_ctx: int | None = None,
-        n_gpu_layers: int = -1,
+        n_gpu_layers: int | None = None,
         n_threads: int | None = None,
-        cache_type_k: str = "f16",
-        cache_type_v: str = "f16",
+        cache_type_k: CacheType = "f16",
+        cache_type_v: CacheType = "f16",
         rpc_servers: str | Sequence[str] | None = None,
+        image_cache_bytes: int | None = None,
+        on_progress: OnProgress | None = None,
         verbose: bool = False,
     ) -> None:
         options: dict[str, int | str | None] = {
             "n_ctx": whole("n_ctx", n_ctx, 0, 2**31 - 1) if n_ctx is not None else None,
-            "n_gpu_layers": whole("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1),
-            "n_threads": whole("n_threads", n_threads, 0, _MAX_THREADS) if n_threads is not None else None,
+            "n_threads": threads(n_threads),
             "cache_type_k": one_of("cache_type_k", cache_type_k, CACHE_TYPES),
             "cache_type_v": one_of("cache_type_v", cache_type_v, CACHE_TYPES),
-            "rpc_servers": rpc.checked(rpc_servers),
         }
+        of_model: dict[str, Any] = {
+            "mmproj": mmproj,
+            "n_gpu_layers": n_gpu_layers,
+            "rpc_servers": rpc_servers,
+            "image_cache_bytes": image_cache_bytes,
+            "on_progress": on_progress,
+        }
+        of_model = {name: value for name, value in of_model.items() if value is not None}
         self._options = Options(keep=keep, choice=choose(method, alpha))
-        self._model, mmproj_path = model_files.resolve(model, mmproj)
+        first = openai.system(system) if system is not None else None
         self._pid = os.getpid()
         self._closing = False
-        self._log = log.Listener() if flag("verbose", verbose) else None
         self._gate = Gate()
+        self._log = log.Listener() if flag("verbose", verbose) else None
         try:
-            with ProgressLine() as progress:
-                self._engine: EngineLike = self._gate.hold(
-                    Lease(self._gate, "loading"),
-                    lambda: Engine(self._model, mmproj_path, progress=progress, **options),
-                )
-            self._session = Session(self._engine, self._model.name)
+            if isinstance(model, Model):
+                if of_model:
+                    raise ArgumentError(f"{', '.join(of_model)}: of the Model, which has been loaded already")
+                self.model, self._own = model, False
+            else:
+                self.model, self._own = Model(model, n_threads=n_threads, **of_model), True
+            if n_threads is None:
+                options["n_threads"] = self.model.n_threads
+            self._engine: EngineLike = self._gate.hold(
+                Lease(self._gate, "loading"),
+                lambda: Engine(self.model.loaded, **options),  # type: ignore[arg-type]
+            )
+            self._session = Session(self._engine, self.model.path.name, first)
         except BaseException:
             self._quieten()
             raise
         self._warn(n_ctx, n_threads)
 
+    model: Model
+    """The model; its other Chats do not matter to this one."""
+
     @property
     def info(self) -> Info:
         """What was loaded."""
         return self._session.info
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as OpenAI-style messages, a copy: what `complete` takes.
+
+        An image is ``{"type": "image_url", "image_url": {"url": image}}`` with the object that was given; the name of a
+        file as a ``pathlib.Path``. A question that is being answered is not among them yet.
+        """
+        return self._session.messages()
 
     def spans(self, size: tuple[int, int], *, timeout: float | None = None) -> list[Span]:
         """The runs of visual tokens that one picture of this size would become; evaluates nothing.
@@ -149,112 +180,6 @@ class Chat:
         seconds = checks.timeout(timeout)
         return self._hold("spans()", lambda: self._session.spans(checked), seconds)
 
-    # fmt: off
-    @overload
-    def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, keep: float | None = ...,
-            max_tokens: int = ..., temperature: float = ..., seed: int | None = ...,
-            stream: Literal[False] = ..., timeout: float | None = ...) -> Answer: ...
-    @overload
-    def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, keep: float | None = ...,
-            max_tokens: int = ..., temperature: float = ..., seed: int | None = ...,
-            stream: Literal[True], timeout: float | None = ...) -> AnswerStream: ...
-    @overload
-    def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, keep: float | None = ...,
-            max_tokens: int = ..., temperature: float = ..., seed: int | None = ...,
-            stream: bool, timeout: float | None = ...) -> Answer | AnswerStream: ...
-    # fmt: on
-    def ask(
-        self,
-        image: Picture | Sequence[Picture] | None,
-        question: str,
-        *,
-        keep: float | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        stream: bool = False,
-        timeout: float | None = None,
-    ) -> Answer | AnswerStream:
-        """Asks a question.
-
-        With an image a new conversation begins; without one the question follows the conversation so far, or is a plain
-        text question when there is none. A question that fails, is cancelled or is interrupted leaves the conversation
-        as it was.
-
-        Args:
-            image: A path, a file's bytes, a file opened in binary mode, a data URI, a Pillow image, a uint8 array
-                [H, W, 3] (or [H, W], [H, W, 4]), a list of these, or None; in each place a `Video` of them, too.
-            question: The text of the question.
-            keep: Share of this question's visual cells to keep instead of the Chat's own ``keep``. A follow-up without
-                an image cannot change what is left of it: another ``keep`` than the conversation's has no effect there,
-                and a warning says so.
-            max_tokens: Longest answer, in tokens.
-            temperature: 0: always the most likely token; higher: more random; at most 1e6.
-            seed: Makes a random answer repeatable; None: another one each time, which the report tells.
-            stream: Return an iterator over pieces of the answer as they are generated. The prompt is evaluated before
-                this call returns.
-            timeout: Seconds to wait while the Chat is in use by another question; None: for ever. Only the waiting is
-                limited, not the answering.
-
-        Returns:
-            The answer; with ``stream=True`` an ``AnswerStream``, which holds the Chat until it ends.
-
-        Warns:
-            PyAircacheWarning: ``keep`` has no effect; or this call has waited long for a stream that nobody reads.
-
-        Raises:
-            ImageError: An image cannot be read.
-            ProjectorError: There is an image, but the model has no projector.
-            ContextError: The question does not fit the context window.
-            UnsupportedError: This model's cache cannot be compressed (``keep=1.0`` works).
-            ArgumentError: A value is outside its limits.
-            BusyError: The Chat did not become free in time; or a streamed answer is open, and this is the only thread
-                there is, so that nobody could read it while this call waits.
-            CancelledError: `cancel` was called.
-            StateError: The Chat is closed, or the call comes from inside the Chat's own policy.
-            ForkError: This process was forked from the one that made the Chat.
-            KeyboardInterrupt: Ctrl-C, after the engine has stopped, which is soon, but not before a picture that is
-                being encoded is done (a large one on a CPU: seconds); `cancel`, from another thread, is faster. The
-                Chat stays usable.
-        """
-        started = time.perf_counter()
-        options = Options(
-            keep=self._options.keep if keep is None else keep,
-            choice=self._options.choice,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-        )
-        if not isinstance(question, str) or not question.strip():
-            raise ArgumentError(f"the question must be a text that is not empty, got {shown(question)}")
-        utf8(question)
-        flag("stream", stream)
-        seconds = checks.timeout(timeout)
-        fork.check(self._pid)
-        images = load_images(image)
-        what = f"a streamed answer to {shown(question)}" if stream else f"the question {shown(question)}"
-        lease = Lease(self._gate, what, question=True)
-
-        def begin() -> AnswerStream:
-            self._refuse_closed()
-            asked = self._session.begin(images, question, options, lambda: lease.cancelled)
-            if keep is not None and options.keep != asked.report.keep:
-                _without_effect(options.keep, asked.report.keep, bool(asked.turns[0].images))
-            answer = AnswerStream(self._session, asked, started, lease, self)
-            try:
-                if stream:
-                    lease.stream = weakref.ref(answer)
-                if lease.cancelled:  # by a thread that did not see the stream yet
-                    raise CancelledError(CANCELLED)
-                return answer
-            except BaseException as exc:
-                answer.abandon(exc)
-                raise
-
-        if stream:
-            return self._gate.enter(lease, begin, seconds)
-        return self._gate.hold(lease, lambda: begin().read(), seconds)
-
     def cancel(self) -> bool:
         """Stops the question that is being answered; may be called by any thread, at any time.
 
@@ -273,12 +198,31 @@ class Chat:
         lease = self._gate.holder
         if lease is None or not lease.question:
             return False
+        self._cancel(lease)
+        return True
+
+    def _cancel(self, lease: Lease) -> None:
+        """Stops a question, also one that waits for its turn."""
         lease.cancelled = True
-        self._engine.cancel()
+        if self._gate.holder is lease:
+            self._engine.cancel()
         stream = lease.stream()
         if stream is not None:
             stream.end(CANCELLED)
-        return True
+
+    def undo(self, *, timeout: float | None = None) -> None:
+        """Drops the last question and its answer, as if it had never been asked.
+
+        The next question brings the engine to that point again, exactly: the same tokens, the same cells.
+
+        Args:
+            timeout: Seconds to wait for the Chat, as in `ask`.
+
+        Raises:
+            StateError: There is none.
+            BusyError, ForkError: As for `ask`.
+        """
+        self._hold("undo()", self._session.undo, checks.timeout(timeout))
 
     def reset(self, *, timeout: float | None = None) -> None:
         """Forgets the conversation, when the question that is being answered is done; an open stream stays valid.
@@ -292,7 +236,8 @@ class Chat:
         self._hold("reset()", self._session.reset, checks.timeout(timeout))
 
     def close(self, *, timeout: float | None = None) -> None:
-        """Frees the model, when the call that is running is done. May be called again.
+        """Frees the cache, when the call that is running is done; and the model, if it is this Chat's alone, or closed
+        and without other Chats. May be called again.
 
         An open stream ends as soon as no thread is inside its ``next()``: the next one raises StateError. Questions
         that wait for their turn get a StateError, too. In a forked child nothing happens.
@@ -312,6 +257,7 @@ class Chat:
             self._gate.hold(Lease(self._gate, "close()"), self._engine.close, seconds, self._end_stream)
         finally:
             self._closing = self._engine.closed
+        self._free_model()
         self._quieten()
 
     def __enter__(self) -> Chat:
@@ -324,6 +270,7 @@ class Chat:
         engine = getattr(self, "_engine", None)  # missing when __init__ failed
         if engine is not None:
             engine.close()
+            self._free_model()
         self._quieten()
 
     def __reduce__(self) -> Any:
@@ -332,8 +279,9 @@ class Chat:
         )
 
     def __repr__(self) -> str:
+        keep, method = self._options.keep, self._options.choice.name
         state = ", closed" if self._engine.closed else ""
-        return f"Chat({str(self._model)!r}, keep={self._options.keep:g}, method={self._options.choice.name!r}{state})"
+        return f"Chat({str(self.model.path)!r}, keep={keep:g}, method={method!r}{state})"
 
     def _hold(self, what: str, body: Callable[[], Result], timeout: float | None) -> Result:
         """Calls ``body`` with the Chat to itself."""
@@ -356,6 +304,10 @@ class Chat:
         if stream is not None:
             stream.end(CLOSED)
 
+    def _free_model(self) -> None:
+        if self._own:
+            self.model.close()
+
     def _quieten(self) -> None:
         log = getattr(self, "_log", None)
         if log is not None:
@@ -365,29 +317,12 @@ class Chat:
         """Says what was made of an option, where it is not what was asked for."""
         info = self.info
         if n_ctx and info.n_ctx != n_ctx:
-            _warning(f"n_ctx={n_ctx} became {info.n_ctx}: llama.cpp takes multiples of 256")
+            warning(f"n_ctx={n_ctx} became {info.n_ctx}: llama.cpp takes multiples of 256")
         if n_ctx and info.n_ctx > info.n_ctx_train > 0:
-            _warning(
+            warning(
                 f"n_ctx={n_ctx} is more than the {info.n_ctx_train} tokens that the model was trained with: "
                 "answers about what lies behind them can be wrong"
             )
         processors = os.cpu_count() or 1
         if n_threads and n_threads > processors:
-            _warning(f"n_threads={n_threads} is more than the {processors} processors here, which is slower")
-
-
-def _without_effect(keep: float, actual: float, images: bool) -> None:
-    why = (
-        f"a follow-up reads its image as it was kept for the first question (keep={actual:g}); ask with the image again"
-        if images
-        else "there is no image in this conversation"
-    )
-    _warning(f"keep={keep:g} has no effect: {why}")
-
-
-def _warning(message: str) -> None:
-    """Warns about the line outside this package."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, PyAircacheWarning, stacklevel=level)
+            warning(f"n_threads={n_threads} is more than the {processors} processors here, which is slower")

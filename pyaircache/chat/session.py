@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engine import selection
-from ..engine.engine import Progress
+from ..engine.marshal import Progress
 from ..engine.protocol import EngineLike
-from ..engine.structs import Compression, Scores, Size, Span
-from ..errors import CancelledError, ProjectorError, UnsupportedError
-from ..methods.policy import kept_sets
+from ..engine.structs import Compression, PromptInfo, Scores, Size
+from ..errors import CancelledError, ProjectorError, StateError, UnsupportedError
+from ..methods.policy import PolicyContext, kept_sets
 from ..progress import ProgressLine
 from ..report.report import Report
-from .conversation import Turn, next_prompt
+from ..spans import Span
+from .conversation import Turn, matching, next_prompt
+from .messages import Given
 from .options import Options
 
 Result = TypeVar("Result")
@@ -26,6 +27,25 @@ CANCELLED = "the question was cancelled; the conversation is as it was before it
 
 _RESERVE = 1  # cells that must be free after a prompt: enough to begin an answer
 _NO_SCORES = Scores(np.empty((0, 0), np.float32), [], np.empty(0), 0.0)
+
+
+@dataclass
+class Request:
+    """What is asked.
+
+    Attributes:
+        given: The new messages; with ``whole`` all messages.
+        options: Checked ones.
+        follow_up: Whether they follow the conversation so far.
+        whole: They are the whole conversation, of which is not fed again what the engine holds already.
+        on_progress: Told of the engine's progress.
+    """
+
+    given: list[Given]
+    options: Options
+    follow_up: bool
+    whole: bool = False
+    on_progress: Progress = lambda stage, done, total: None
 
 
 @dataclass
@@ -71,12 +91,31 @@ class Session:
     put right before the next question. Not thread-safe.
     """
 
-    def __init__(self, engine: EngineLike, model_name: str) -> None:
+    def __init__(self, engine: EngineLike, model_name: str, system: Given | None = None) -> None:
         self.info = engine.info()
+        self.marker = engine.marker() if self.info.vision else ""
         self.turns: list[Turn] = []
         self.engine = engine
         self._model_name = model_name
+        self._system = system
         self._stale = False  # whether the engine may hold something else than `turns`
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as OpenAI-style messages."""
+        out: list[dict[str, Any]] = []
+        for turn in self.turns:
+            out += [*(one.to_dict() for one in turn.given), {"role": "assistant", "content": turn.answer}]
+        return out
+
+    def undo(self) -> None:
+        """Drops the last turn. The engine is brought to the end of the one before it with the next question.
+
+        Raises:
+            StateError: There is none.
+        """
+        if not self.turns:
+            raise StateError("there is nothing to undo: no question has been answered in this conversation")
+        self.turns, self._stale = self.turns[:-1], True
 
     def reset(self) -> None:
         """Forgets the conversation."""
@@ -85,15 +124,11 @@ class Session:
         self.engine.reset()
         self._stale = False
 
-    def begin(
-        self, images: list[NDArray[np.uint8]], question: str, options: Options, cancelled: Callable[[], bool]
-    ) -> Question:
+    def begin(self, request: Request, cancelled: Callable[[], bool]) -> Question:
         """Does everything that comes before the first token: prompt and compression.
 
         Args:
-            images: uint8 [H, W, 3] each; [frames, H, W, 3] is a video.
-            question: Its text.
-            options: Checked ones.
+            request: What is asked.
             cancelled: Whether somebody has cancelled this question.
 
         Returns:
@@ -103,42 +138,77 @@ class Session:
             ProjectorError: There are images, but the model has no projector.
             UnsupportedError: The model's cache cannot be compressed.
             ContextError: The question does not fit the context window.
-            ArgumentError: The user's policy returned something wrong.
+            ArgumentError: The user's policy returned something wrong, or the grammar cannot be followed.
             CancelledError: It was cancelled.
         """
+        _refuse_cancelled(cancelled)
+        options, choice = request.options, request.options.choice
+        turns, given = self._placed(request)
+        images = any(one.images for one in given)
         if images:
             self._require_vision()
-        choice = options.choice
         method = choice.engine(options.keep) if images else None
         if method is not None and not self.info.can_compress:
             raise UnsupportedError(f"{self.info.why_not}; keep=1.0 asks without compression")
 
-        turns = [] if images else self.turns
-        content = (self.engine.marker() if images else "") * len(images) + question
-        rendered, fed = next_prompt(self.engine.apply_template, turns, content)
-        turn = Turn(content, rendered, fed, images, method, choice.policy)
+        rendered, fed = next_prompt(self.engine.apply_template, turns, [one.message for one in given])
+        turn = Turn(given, rendered, fed, method, choice.policy)
         if images:
             turn.keep, turn.name, turn.alpha = options.keep, choice.name, choice.alpha
-        # What holds for a follow-up is what its image's question left; a question without images loses nothing
-        shown = turns[0] if turns else turn
-        report = Report(keep=shown.keep, method=shown.name, alpha=shown.alpha, seed=options.reported_seed)
+        self.engine.set_sampling(options.sampling)  # refuses a grammar before anything is evaluated
+        # What holds for a follow-up is what the last images' question left; a question without images loses nothing
+        shown = next((one for one in [turn, *reversed(turns)] if one.images), turn)
+        report = Report(
+            keep=shown.keep,
+            method=shown.name,
+            alpha=shown.alpha,
+            seed=options.reported_seed,
+            parameters=options.parameters(),
+        )
+        raised: list[CancelledError] = []
+
+        def over() -> bool:
+            return bool(raised) or cancelled()
+
         with ProgressLine() as line:
 
             def progress(stage: int, done: int, total: int) -> None:
                 _refuse_cancelled(cancelled)
                 line(stage, done, total)
+                try:
+                    request.on_progress(stage, done, total)
+                except CancelledError as exc:  # else it would pass for one that meant another question
+                    raised.append(exc)
+                    raise
 
             if turns:
-                self._catch_up(progress, cancelled)
+                self._catch_up(turns, progress, over)
+                self.engine.set_sampling(options.sampling)
             else:
                 self._stale = True
                 self.engine.reset()
-            self._feed(turn, progress, cancelled, report)
+            self._feed(turn, progress, over, report)
         self._stale = True  # until the turn is one of `turns`
-        if method is None:
+        if method is None or turns:
             cells = sum(one.n_prompt + len(one.tokens) for one in [*turns, turn])
             report.kv_bytes_full = cells * self.info.kv_bytes_per_token
         return Question([*turns, turn], report, options)
+
+    def _placed(self, request: Request) -> tuple[list[Turn], list[Given]]:
+        """(the turns that the request follows, the messages that are new to them)."""
+        given, options = request.given, request.options
+        begins = request.whole or not request.follow_up or not self.turns
+        if begins and self._system is not None and all(one.role != "system" for one in given):
+            given = [self._system, *given]
+        if not request.follow_up:
+            return [], given
+        if not request.whole:
+            return self.turns, given
+        method, policy = options.choice.engine(options.keep), options.choice.policy
+        count, covered = matching(
+            self.turns, given, lambda turn: not turn.images or (turn.method == method and turn.policy is policy)
+        )
+        return self.turns[:count], given[covered:]
 
     def commit(self, question: Question) -> None:
         """Makes a question and its answer, as far as it got, the end of the conversation."""
@@ -152,7 +222,7 @@ class Session:
             ProjectorError: The model has no projector.
         """
         self._require_vision()
-        return self.engine.layout(self.engine.marker(), [size]).spans
+        return self.engine.layout(self.marker, [size]).spans
 
     def _require_vision(self) -> None:
         if not self.info.vision:
@@ -161,26 +231,27 @@ class Session:
                 "put its mmproj GGUF file beside it, or name it (mmproj=, --mmproj)"
             )
 
-    def _catch_up(self, progress: Progress, cancelled: Callable[[], bool]) -> None:
-        """Brings the engine to the end of the last answer.
+    def _catch_up(self, turns: list[Turn], progress: Progress, cancelled: Callable[[], bool]) -> None:
+        """Brings the engine to the end of the last answer of ``turns``: all of the conversation, or its beginning.
 
         Usually only the answer's last token is missing, which nobody needed until now. After an interrupted call the
         engine may hold something else; then the conversation is evaluated again, token by token as it was.
         """
-        last = self.turns[-1]
+        self.engine.set_sampling(None)  # earlier answers had grammars of their own
+        last = turns[-1]
         decoded = self.engine.stats().n_past - last.n_past
-        if self._stale or not 0 <= decoded <= len(last.tokens):
+        if self._stale or len(turns) < len(self.turns) or not 0 <= decoded <= len(last.tokens):
             self._stale = True
             self.engine.reset()
-            for turn in self.turns:
+            for turn in turns:
                 self._feed(turn, progress, cancelled)
                 if turn is not last:
                     self._decode(turn.tokens, cancelled)
-            self._stale = False
+            self._stale = len(turns) < len(self.turns)
             decoded = 0
         self._decode(last.tokens[decoded:], cancelled)
 
-    def _compress(self, turn: Turn, cancelled: Callable[[], bool]) -> tuple[Scores, Compression]:
+    def _compress(self, turn: Turn, prompt: PromptInfo, cancelled: Callable[[], bool]) -> tuple[Scores, Compression]:
         """Compresses as the turn says. The scores are empty when a policy's sets are evicted once more.
 
         The engine does not stop in the middle of this: a cancel is seen between its steps.
@@ -192,7 +263,13 @@ class Session:
             return _NO_SCORES, self.engine.evict(turn.kept)
         scores = self.engine.score(turn.method)
         _refuse_cancelled(cancelled)
-        turn.kept, ms_policy = kept_sets(turn.policy, turn.method, scores.scores, scores.alive)
+        turn.kept, ms_policy = kept_sets(
+            turn.policy,
+            turn.method,
+            scores.scores,
+            scores.alive,
+            lambda: PolicyContext(prompt.spans, self.engine.prompt_tokens(), scores.elite, turn.keep),
+        )
         _refuse_cancelled(cancelled)
         strength, skewness = selection.statistics(scores.scores)
         result = self.engine.evict(turn.kept)
@@ -211,7 +288,7 @@ class Session:
             lambda: self.engine.prompt(turn.fed, turn.images, reserve=_RESERVE, observe=observe, progress=progress),
             cancelled,
         )
-        compressed = self._compress(turn, cancelled) if turn.method is not None else None
+        compressed = self._compress(turn, prompt, cancelled) if turn.method is not None else None
         _refuse_cancelled(cancelled)
         stats = self.engine.stats()
         turn.n_prompt, turn.n_past = prompt.n_tokens, stats.n_past
@@ -219,10 +296,11 @@ class Session:
             return
         report.prompt_tokens, report.visual_tokens, report.spans = prompt.n_tokens, prompt.n_visual, prompt.spans
         report.ms_encode, report.ms_prefill = prompt.ms_encode, prompt.ms_prefill
+        report.n_encoded, report.n_reused = prompt.n_encoded, prompt.n_reused
         report.layers, report.kv_bytes = self.info.n_layers, stats.kv_bytes
         if compressed is not None:
             scores, result = compressed
-            report.scores, report.elite, report.alive = scores.scores, scores.elite, scores.alive
+            report.scores, report.observers, report.alive = scores.scores, scores.elite, scores.alive
             report.budgets, report.kept = result.budgets, result.kept
             report.strength, report.skewness = result.strength, result.skewness
             report.kv_bytes_full, report.kv_bytes = result.kv_bytes_full, result.kv_bytes

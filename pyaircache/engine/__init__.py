@@ -1,19 +1,55 @@
-"""The C engine as Python objects."""
+"""The low level: the C engine as Python objects, one method per C function (docs/engine.md).
 
+For those who want to see or change a step that a Chat takes by itself: scores without an eviction, sets of one's own,
+logits. It checks what the engine needs, and holds no conversation and no lock.
+"""
+
+from ..spans import Span
 from .engine import STAGE_ENCODE, STAGE_LOAD, STAGE_PREFILL, Engine, version
-from .structs import Compression, Info, Message, PromptInfo, Scores, Span, Stats
+from .marshal import Progress
+from .model import EngineModel
+from .protocol import EngineLike, ModelLike
+from .selection import allocate, named_methods, select, statistics
+from .structs import (
+    CacheType,
+    Compression,
+    EngineMethod,
+    Info,
+    Logprobs,
+    Message,
+    ModelInfo,
+    PromptInfo,
+    Sampling,
+    Scores,
+    Size,
+    Stats,
+)
 
 __all__ = [
     "STAGE_ENCODE",
     "STAGE_LOAD",
     "STAGE_PREFILL",
+    "CacheType",
     "Compression",
     "Engine",
+    "EngineLike",
+    "EngineMethod",
+    "EngineModel",
     "Info",
+    "Logprobs",
     "Message",
+    "ModelInfo",
+    "ModelLike",
+    "Progress",
     "PromptInfo",
+    "Sampling",
     "Scores",
+    "Size",
     "Span",
     "Stats",
+    "allocate",
+    "named_methods",
+    "select",
+    "statistics",
     "version",
 ]

@@ -8,22 +8,38 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, StateError
-from . import fork, library, log
-from .marshal import ProgressCallback, array, c_method, split, struct_fields, text, utf8
+from . import fork, library
+from . import model as models
+from .marshal import Progress, ProgressCallback, array, c_method, c_params, free_in, split, struct_fields, text, utf8
+from .model import EngineModel
 from .status import check
-from .structs import Compression, EngineMethod, Info, Message, PromptInfo, Scores, Size, Span, Stats
-
-Progress = Callable[[int, int, int], object]
-"""Called with (stage, done, total); an exception it raises cancels the call and comes out of it."""
+from .structs import (
+    Compression,
+    EngineMethod,
+    Info,
+    Logprobs,
+    Message,
+    PromptInfo,
+    Sampling,
+    Scores,
+    Size,
+    Span,
+    Stats,
+)
 
 STAGE_LOAD, STAGE_ENCODE, STAGE_PREFILL = 0, 1, 2
+
+OPTIONS = (
+    "n_ctx", "n_batch", "n_ubatch", "n_threads", "cache_type_k", "cache_type_v", "flash_attn", "keep_embeddings"
+)  # fmt: skip
+"""Fields of ``pac_engine_params``."""
 
 _TOKEN_BYTES = 1024  # room for the text of one token
 
@@ -34,30 +50,29 @@ def version() -> str:
     return text(ffi, lib.pac_version())
 
 
-def _free(free: Callable[[Any], None], getpid: Callable[[], int], pid: int, ptr: Any) -> None:
-    if getpid() == pid:  # in a forked child it would wait for threads that are not there
-        free(ptr)
-
-
 class Engine:
-    """One loaded model and one conversation; see ``pyaircache.h`` for what each call does.
+    """One conversation with a model; see ``pyaircache.h`` for what each call does.
 
-    Not thread-safe: one call at a time, :meth:`cancel` excepted. Of the process that made it only: in a forked child
-    every call raises ForkError, and what the engine holds is left alone.
+    Not thread-safe: one call at a time, :meth:`cancel` excepted. Engines on one model may be used by different threads
+    at the same time. Of the process that made it only: in a forked child every call raises ForkError, and what the
+    engine holds is left alone.
 
     Args:
-        model: Path of the text model's GGUF.
-        mmproj: Path of the projector's GGUF, or None: text only.
+        model: Path of the text model's GGUF, which is loaded for this engine alone; or an `EngineModel`, to share.
+        mmproj: Path of the projector's GGUF, or None: text only, or that of the `EngineModel`.
         progress: Called while loading.
-        options: Further fields of ``pac_engine_params``; None keeps a field's default.
+        options: ``n_ctx`` (cells; 0: the model's own, at most 32768), ``n_batch`` (tokens a call), ``n_ubatch`` (tokens
+            a graph), ``n_threads``, ``cache_type_k`` and ``cache_type_v`` (`CacheType`), ``flash_attn`` (-1 auto, 0
+            off, 1 on), ``keep_embeddings``; with a path those of `EngineModel`, too. None keeps a default.
 
     Raises:
+        ArgumentError: There is no such option, or not together with an `EngineModel`.
         PyAircacheError: Loading failed; see :mod:`pyaircache.errors`.
     """
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] | EngineModel,
         mmproj: str | os.PathLike[str] | None = None,
         *,
         progress: Progress | None = None,
@@ -66,26 +81,24 @@ class Engine:
         self._ptr: Any = None
         self._pid = os.getpid()
         self._ending = threading.RLock()  # between `cancel` and `close`; a signal handler may call both inside them
+        if isinstance(model, EngineModel):
+            if mmproj is not None:
+                raise ArgumentError("mmproj goes with the path of a model; an EngineModel has its projector already")
+            shared = model
+        else:
+            of_model = {name: options[name] for name in models.OPTIONS if name in options}
+            options = {name: value for name, value in options.items() if name not in of_model or name in OPTIONS}
+            shared = EngineModel(model, mmproj, progress=progress, **of_model)
         fork.check_new()
         self._ffi, self._lib, _ = library.load()
-        log.install()
         ffi, lib = self._ffi, self._lib
-        values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        values.update(model=os.fspath(model), mmproj=os.fspath(mmproj) if mmproj is not None else None)
-        params = ffi.new("struct pac_engine_params *", lib.pac_engine_default_params())
-        keep_alive = []  # C strings live as long as the call
-        for name, value in values.items():
-            if isinstance(value, str):
-                value = ffi.new("char[]", os.fsencode(value))
-                keep_alive.append(value)
-            setattr(params, name, ffi.NULL if value is None else value)
-        callback = ProgressCallback(ffi, progress)
-        params.progress = callback.pointer
+        params, _strings = c_params(ffi, "struct pac_engine_params", lib.pac_engine_default_params(), options, OPTIONS)
         out = ffi.new("pac_engine **")
-        status = lib.pac_engine_new(params, out)
+        status = lib.pac_engine_new(shared.pointer, params, out)
         if status == lib.PAC_OK:
-            self._ptr = ffi.gc(out[0], functools.partial(_free, lib.pac_engine_free, os.getpid, self._pid))
-        callback.raise_pending()
+            self._ptr = ffi.gc(out[0], functools.partial(free_in, lib.pac_engine_free, os.getpid, self._pid))
+        if shared is not model:
+            shared.close()  # the engine holds it now
         check(status)
 
     def close(self) -> None:
@@ -215,10 +228,20 @@ class Engine:
             items[i].height, items[i].width, items[i].rgb = *image.shape[-3:-1], buffers[-1]
         return items, buffers
 
+    def prompt_tokens(self) -> NDArray[np.int32]:
+        """Token ids of the last prompt: int32 [n_tokens], -1 for visual ones; `Span.first` and observers count them.
+
+        Raises:
+            StateError: There was no prompt.
+        """
+        ids, count = self._ffi.new("int32_t **"), self._ffi.new("int32_t *")
+        check(self._lib.pac_prompt_tokens(self._engine, ids, count))
+        return array(self._ffi, ids[0], count[0], np.int32)
+
     # -- compression --------------------------------------------------------------------------------------------------
 
     def score(self, method: EngineMethod) -> Scores:
-        """Importance of every visual token in every layer (method section 1)."""
+        """Importance of every visual token in every layer (docs/method.md, section 1)."""
         out = self._ffi.new("struct pac_scores *")
         check(self._lib.pac_score(self._engine, self._method(method), out))
         return self._scores(out)
@@ -233,7 +256,7 @@ class Engine:
         return self._compression(out)
 
     def compress(self, method: EngineMethod, mask_only: bool = False) -> tuple[Scores, Compression]:
-        """Scores, allocates, selects and evicts (method sections 1 to 3)."""
+        """Scores, allocates, selects and evicts (docs/method.md, sections 1 to 3)."""
         scores, out = self._ffi.new("struct pac_scores *"), self._ffi.new("struct pac_compression *")
         check(self._lib.pac_compress(self._engine, self._method(method), mask_only, scores, out))
         return self._scores(scores), self._compression(out)
@@ -268,20 +291,72 @@ class Engine:
 
     # -- answer -------------------------------------------------------------------------------------------------------
 
-    def sample(self, temperature: float = 0.0, seed: int = 0) -> tuple[int, bool]:
-        """Next token from the current logits: (token, whether it ends the answer)."""
+    def set_sampling(self, sampling: Sampling | None) -> None:
+        """How all answers from now on are drawn; None: greedy. `prompt` and `reset` start its grammar and draws anew.
+
+        Raises:
+            ArgumentError: A number is outside its limits, or the grammar or schema cannot be followed. All stays as it
+                was.
+        """
+        ffi, lib = self._ffi, self._lib
+        if sampling is None:
+            check(lib.pac_sampling_set(self._engine, ffi.NULL))
+            return
+        params = ffi.new("struct pac_sampling *", lib.pac_sampling_default())
+        strings = []
+        for name, value in vars(sampling).items():
+            if isinstance(value, str):
+                value = ffi.new("char[]", utf8(value))
+                strings.append(value)
+            if value is not None:
+                setattr(params, name, value)
+        check(lib.pac_sampling_set(self._engine, params))
+
+    def sample(self) -> tuple[int, bool]:
+        """Next token by the current logits: (token, whether it ends the answer). Another call is another draw.
+
+        Raises:
+            EngineError: No token of the vocabulary fits the grammar.
+        """
         token, end = self._ffi.new("int32_t *"), self._ffi.new("bool *")
-        check(self._lib.pac_sample(self._engine, temperature, seed, token, end))
+        check(self._lib.pac_sample(self._engine, token, end))
         return int(token[0]), bool(end[0])
 
-    def token_bytes(self, token: int) -> bytes:
-        """Text of a token; may end inside a UTF-8 sequence."""
+    def logprobs(self, n: int = 0, token: int | None = None) -> Logprobs:
+        """Log probabilities by the current logits, of the n most likely tokens and of a given one.
+
+        Raises:
+            ArgumentError: n or the token is outside of the vocabulary.
+        """
+        ffi = self._ffi
+        ids, values, value = ffi.new("int32_t[]", max(n, 1)), ffi.new("double[]", max(n, 1)), ffi.new("double *")
+        asked = ffi.NULL if token is None else value
+        check(self._lib.pac_logprobs(self._engine, n, ids, values, -1 if token is None else token, asked))
+        return Logprobs(
+            array(ffi, ids, n, np.int32), array(ffi, values, n, np.float64), None if token is None else float(value[0])
+        )
+
+    def tokenize(self, text: str, special: bool = False) -> NDArray[np.int32]:
+        """Token ids of a text: int32 [n]. special: control tokens like ``<|im_end|>`` are recognised."""
+        data = utf8(text)
+        count = check(self._lib.pac_tokenize(self._engine, data, special, self._ffi.NULL, 0))
+        ids = self._ffi.new("int32_t[]", max(count, 1))
+        check(self._lib.pac_tokenize(self._engine, data, special, ids, count))
+        return array(self._ffi, ids, count, np.int32)
+
+    def token_bytes(self, token: int, special: bool = False) -> bytes:
+        """Text of a token; may end inside a UTF-8 sequence. special: control tokens have their name, else none."""
         buffer = self._ffi.new("char[]", _TOKEN_BYTES)
-        count = check(self._lib.pac_token_bytes(self._engine, token, buffer, _TOKEN_BYTES))
+        count = check(self._lib.pac_token_bytes(self._engine, token, special, buffer, _TOKEN_BYTES))
         return bytes(self._ffi.buffer(buffer, count))
 
     def decode(self, token: int) -> None:
-        """Appends one token to the conversation."""
+        """Appends one token to the conversation.
+
+        Raises:
+            ArgumentError: The token does not exist, or does not fit the grammar of `set_sampling`.
+            ContextError: The context is full.
+        """
         check(self._lib.pac_decode(self._engine, token))
 
     def logits(self) -> NDArray[np.float32]:

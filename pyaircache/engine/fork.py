@@ -13,23 +13,28 @@ import os
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from cffi import FFI
 
 from ..errors import EngineError, ForkError
 from . import library
 
-if TYPE_CHECKING:
-    from ..chat.gate import Gate
-
 _HARD = 2  # omp_pause_hard
 
-_gates: weakref.WeakSet[Gate] = weakref.WeakSet()
+
+class Watched(Protocol):
+    """What keeps threads out of each other's way: a `pyaircache.chat.gate.Gate`."""
+
+    def used_elsewhere(self, thread: int) -> bool:
+        """Whether another thread than this one is inside."""
+
+
+_gates: weakref.WeakSet[Watched] = weakref.WeakSet()
 _unsafe = False  # whether this process was forked while another thread was inside the engine
 
 
-def watch(gate: Gate) -> None:
+def watch(gate: Watched) -> None:
     """Remembers a gate, to see at a fork whether somebody is inside."""
     _gates.add(gate)
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import shown
 from ..errors import ArgumentError
 from . import log
 from .structs import EngineMethod
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+Progress = Callable[[int, int, int], object]
+"""Called with (stage, done, total); an exception it raises cancels the call and comes out of it."""
+
+
+def free_in(free: Callable[[Any], None], getpid: Callable[[], int], pid: int, ptr: Any) -> None:
+    """Frees what C made in process ``pid``: in a forked child it would wait for threads that are not there."""
+    if getpid() == pid:
+        free(ptr)
 
 
 def text(ffi: Any, pointer: Any) -> str:
@@ -66,6 +77,38 @@ def c_method(ffi: Any, lib: Any, method: EngineMethod) -> Any:
     return out
 
 
+def c_params(
+    ffi: Any, kind: str, defaults: Any, values: Mapping[str, Any], options: Sequence[str]
+) -> tuple[Any, list[Any]]:
+    """A struct of parameters: ``defaults``, and ``values`` where they are not None.
+
+    Args:
+        ffi: The library's.
+        kind: The struct's name.
+        defaults: The struct as the engine gives it.
+        values: Field names to values; a str becomes a C string as file names are encoded.
+        options: Names that a caller may give, for the message.
+
+    Returns:
+        (a pointer to the struct, what must live as long as it is used).
+
+    Raises:
+        ArgumentError: There is no such field.
+    """
+    params = ffi.new(f"{kind} *", defaults)
+    known = {name for name, _ in ffi.typeof(kind).fields}
+    strings = []
+    for name, value in values.items():
+        if name not in known:
+            raise ArgumentError(f"no option is called {shown(name)}; there are {', '.join(options)}")
+        if isinstance(value, str):
+            value = ffi.new("char[]", os.fsencode(value))
+            strings.append(value)
+        if value is not None:
+            setattr(params, name, value)
+    return params, strings
+
+
 class ProgressCallback:
     """A Python function as ``pac_progress_callback``.
 
@@ -73,7 +116,7 @@ class ProgressCallback:
     The object must live as long as the C call that uses its pointer.
     """
 
-    def __init__(self, ffi: Any, function: Callable[[int, int, int], object] | None) -> None:
+    def __init__(self, ffi: Any, function: Progress | None) -> None:
         self._pending: BaseException | None = None
         self.pointer: Any = ffi.NULL
         if function is None:

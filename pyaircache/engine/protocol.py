@@ -8,8 +8,35 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, Progress
-from .structs import Compression, EngineMethod, Info, Message, PromptInfo, Scores, Size, Stats
+from .engine import Engine
+from .marshal import Progress
+from .model import EngineModel
+from .structs import (
+    Compression,
+    EngineMethod,
+    Info,
+    Logprobs,
+    Message,
+    ModelInfo,
+    PromptInfo,
+    Sampling,
+    Scores,
+    Size,
+    Stats,
+)
+
+
+class ModelLike(Protocol):
+    """See `EngineModel` for what each call does."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+    def info(self) -> ModelInfo: ...
+
+    def forget_images(self) -> None: ...
 
 
 class EngineLike(Protocol):
@@ -46,9 +73,15 @@ class EngineLike(Protocol):
 
     def compress(self, method: EngineMethod, mask_only: bool = False) -> tuple[Scores, Compression]: ...
 
-    def sample(self, temperature: float = 0.0, seed: int = 0) -> tuple[int, bool]: ...
+    def prompt_tokens(self) -> NDArray[np.int32]: ...
 
-    def token_bytes(self, token: int) -> bytes: ...
+    def set_sampling(self, sampling: Sampling | None) -> None: ...
+
+    def sample(self) -> tuple[int, bool]: ...
+
+    def logprobs(self, n: int = 0, token: int | None = None) -> Logprobs: ...
+
+    def token_bytes(self, token: int, special: bool = False) -> bytes: ...
 
     def decode(self, token: int) -> None: ...
 
@@ -57,4 +90,5 @@ class EngineLike(Protocol):
     def reset(self) -> None: ...
 
 
-_: type[EngineLike] = Engine  # mypy compares every signature
+_model: type[ModelLike] = EngineModel
+_engine: type[EngineLike] = Engine  # mypy compares every signature

@@ -6,10 +6,15 @@ Field names are those of the C structs in ``pyaircache.h``.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..spans import Span
+
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+"""Types of the cache's keys and values."""
 
 Size = tuple[int, int]
 """Width and height of a picture, in pixels."""
@@ -61,6 +66,49 @@ class Info:
 
 
 @dataclass(frozen=True)
+class ModelInfo:
+    """What was read from the files, and who uses it at the moment.
+
+    Attributes:
+        description: As in `Info`, and so the next ones.
+        architecture: Of the text model.
+        projector: Kind of the projector; "" without one.
+        n_layers: L.
+        n_embd: Size of the hidden state.
+        n_heads: Query heads of a layer.
+        n_heads_kv: KV heads of a layer.
+        n_vocab: Tokens that it knows.
+        n_ctx_train: Context window in tokens that the model was trained with.
+        n_params: Weights of the text model.
+        model_bytes: Bytes of these.
+        vision: Whether it can be asked about images.
+        n_engines: Conversations on it now.
+        n_kept_images: Images, or tiles of one, whose embeddings are kept for the next question on them.
+        image_cache_bytes: Bytes that these take.
+    """
+
+    description: str
+    architecture: str
+    projector: str
+    n_layers: int
+    n_embd: int
+    n_heads: int
+    n_heads_kv: int
+    n_vocab: int
+    n_ctx_train: int
+    n_params: int
+    model_bytes: int
+    vision: bool
+    n_engines: int
+    n_kept_images: int
+    image_cache_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a JSON-able dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Message:
     """One message of a conversation; the engine's marker stands for an image."""
 
@@ -69,28 +117,19 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Span:
-    """One run of visual tokens: a picture, or one tile of it."""
-
-    image: int
-    """Index into the images of the question."""
-    first: int
-    """Index of its first token among the prompt's tokens."""
-    n_tokens: int
-    """Visual tokens of the run."""
-    nx: int
-    """Columns of the token grid; 0 when the tokens do not form a grid."""
-    ny: int
-    """Rows of the token grid."""
-    pos0: int = 0
-    """Its first position in the conversation; models with 2D positions give a picture fewer than tokens."""
-    pos1: int = 0
-    """The position behind its last one."""
-
-
-@dataclass(frozen=True)
 class PromptInfo:
-    """Result of a prefill; times in milliseconds."""
+    """Result of a prefill.
+
+    Attributes:
+        n_tokens: Tokens of this prompt, text and visual.
+        n_visual: N_v, the visual ones.
+        n_past: KV cells in use after it.
+        spans: Its runs of visual tokens.
+        ms_encode: Milliseconds that the encoding of the images took.
+        ms_prefill: Milliseconds of the rest.
+        n_encoded: Images that were encoded.
+        n_reused: Images whose embeddings were kept from before.
+    """
 
     n_tokens: int
     n_visual: int
@@ -98,6 +137,50 @@ class PromptInfo:
     spans: list[Span]
     ms_encode: float
     ms_prefill: float
+    n_encoded: int = 0
+    n_reused: int = 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn. The default is greedy: the most likely token, of equal ones that with the lowest id.
+
+    Attributes:
+        temperature: 0: the most likely token that penalty and grammar leave, whatever ``top_k`` to ``min_p`` say.
+        top_k: Of the k most likely tokens; 0: off.
+        top_p: Of the most likely ones that have this probability together, in (0, 1]; 1: off.
+        min_p: Of those at least this likely, relative to the most likely one, in [0, 1]; 0: off.
+        repeat_penalty: Divides the logits of tokens that were there already, in [0.01, 100]; 1: off.
+        repeat_last_n: Among the last n text tokens; 0: off; -1: all.
+        seed: The same seed gives the same answer; 0 to 2**32 - 2, the next one draws anew every time.
+        grammar: GBNF text that the answer follows.
+        json_schema: The same as the text of a JSON schema; not both.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int = 0
+    grammar: str | None = None
+    json_schema: str | None = None
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural-log probabilities of the next token: softmax over the whole vocabulary, before any `Sampling`.
+
+    Attributes:
+        ids: The n most likely tokens, most likely first: int32 [n].
+        values: Their log probabilities: float64 [n].
+        value: That of the token that was asked about; None: there was none.
+    """
+
+    ids: NDArray[np.int32]
+    values: NDArray[np.float64]
+    value: float | None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ..checks import share, shown
 from ..engine.structs import EngineMethod
 from ..errors import ArgumentError
 from .method import Method
-from .policy import Policy, name_of
+from .policy import Policy, method_of, name_of
 from .window import Elite, Pool, Window
 
 FULL = "full"
@@ -57,7 +57,7 @@ def choose(method: object, alpha: float | None = None) -> Choice:
     if isinstance(method, str):
         return Choice(method, with_alpha(Method.named(method), alpha, method))
     if callable(method) and not isinstance(method, type):
-        return Choice(name_of(method), with_alpha(Method(), alpha, "aircache"), method)
+        return Choice(name_of(method), with_alpha(method_of(method), alpha, name_of(method)), method)
     names = ", ".join((*Method.names(), FULL))
     raise ArgumentError(f"method must be one of {names}, a Method or a function, got {shown(method)}")
 

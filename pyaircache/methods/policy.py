@@ -1,9 +1,12 @@
-"""A user's own policy: called with the scores, and its answer checked before anything is evicted."""
+"""A user's own policy: what it may ask for, called with the scores, and its answer checked before an eviction."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,16 +16,66 @@ from ..checks import named, shown
 from ..engine import selection
 from ..engine.structs import EngineMethod
 from ..errors import ArgumentError
+from ..spans import Span
+from .method import Method
+from .window import Pool, Window
 
-Policy = Callable[[NDArray[np.float32], int], Sequence[Any]]
-"""``policy(scores, total)``: importance [L, N_v] and the number of cells to keep in all layers -> for each layer the
-visual indices it keeps, ascending."""
+Policy = Callable[..., Sequence[Any]]
+"""``policy(scores, total)``: importance, float32 [L, N_v], and the number of cells to keep in all layers -> for each
+layer the visual indices it keeps, ascending. With a parameter named ``context`` it gets a `PolicyContext` as well. Its
+attributes ``window``, ``keys`` and ``pool``, if it has them, say how the scores are made, as the fields of `Method`."""
+
+
+@dataclass(frozen=True)
+class PolicyContext:
+    """What a policy may look at besides the scores. Indices of tokens count the prompt's tokens from 0.
+
+    Attributes:
+        spans: The runs of visual tokens, in the order of the scores' columns: which picture, which grid.
+        tokens: Ids of the prompt's tokens, -1 for visual ones: int32 [n_tokens].
+        observers: Each layer's observing text tokens: L int32 arrays of token indices.
+        keep: The share of the visual cells that is to stay.
+    """
+
+    spans: list[Span]
+    tokens: NDArray[np.int32]
+    observers: list[NDArray[np.int32]]
+    keep: float
+
+
+def method_of(policy: Policy) -> Method:
+    """How the scores for a policy are made: AirCache, but for what its attributes name.
+
+    Raises:
+        ArgumentError: An attribute is not what the field of `Method` is.
+    """
+    changes: dict[str, Any] = {}
+    for name, parse in (("window", Window.parse), ("keys", None), ("pool", Pool.parse)):
+        value = getattr(policy, name, None)
+        if value is not None:
+            changes[name] = parse(value) if parse is not None and isinstance(value, str) else value
+    try:
+        return dataclasses.replace(Method(), **changes)
+    except ArgumentError as exc:
+        raise ArgumentError(f"method {name_of(policy)}: {exc}") from None
+
+
+def takes_context(policy: Policy) -> bool:
+    """Whether a policy has a parameter named ``context``."""
+    try:
+        return "context" in inspect.signature(policy).parameters
+    except (TypeError, ValueError):  # some that are written in C have no signature
+        return False
 
 
 def kept_sets(
-    policy: Policy, method: EngineMethod, scores: NDArray[np.float32], alive: NDArray[np.float64]
+    policy: Policy,
+    method: EngineMethod,
+    scores: NDArray[np.float32],
+    alive: NDArray[np.float64],
+    context: Callable[[], PolicyContext],
 ) -> tuple[list[NDArray[np.int32]], float]:
-    """Calls a policy on scores [L, N_v].
+    """Calls a policy on scores [L, N_v]; ``context`` is called where the policy takes one.
 
     Returns:
         (each layer's kept visual indices, milliseconds that the policy took).
@@ -31,8 +84,9 @@ def kept_sets(
         ArgumentError: It did not return what it must; besides, whatever the policy raises.
     """
     total = int(selection.allocate(method, scores, alive).sum())
+    more = {"context": context()} if takes_context(policy) else {}
     started = time.perf_counter()
-    answer = policy(scores.copy(), total)
+    answer = policy(scores.copy(), total, **more)
     milliseconds = (time.perf_counter() - started) * 1e3
     layers, visual = scores.shape
     return checked(answer, layers, visual, total, f"method {name_of(policy)}"), milliseconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..checks import flag, one_of, share, shown, whole
 from ..engine.structs import EngineMethod
@@ -12,7 +12,8 @@ from ..errors import ArgumentError
 
 _ELITE, _LAST, _TEXT, _VISUAL, _ALL = range(5)  # pac_method.window
 _NONE, _AVG, _MAX = range(3)  # pac_method.pool
-_POOLS = {"avg": _AVG, "max": _MAX}
+PoolKind = Literal["avg", "max"]
+_POOLS: dict[PoolKind, int] = {"avg": _AVG, "max": _MAX}
 _FORMS = "elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N], all"
 
 
@@ -173,7 +174,7 @@ class Pool:
         grid: On the image's token grid, ``size`` x ``size``, instead of along the run of tokens.
     """
 
-    kind: str = "max"
+    kind: PoolKind = "max"
     size: int = 5
     grid: bool = False
 
@@ -200,7 +201,7 @@ class Pool:
         kind, _, size = given.partition(":")
         first, by, second = size.partition("x")
         if kind in _POOLS and re.fullmatch("[0-9]{1,9}", first) and second == (first if by else ""):
-            return Pool(kind, int(first), grid=bool(by))
+            return Pool("avg" if kind == "avg" else "max", int(first), grid=bool(by))
         form = "max:N, avg:N, max:NxN, avg:NxN (on the grid) or none"
         raise ArgumentError(f"pool {shown(text)}: must be of the form {form}")
 

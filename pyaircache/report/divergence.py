@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import shown
-from ..engine import selection
-from ..errors import ArgumentError, StateError
-from ..methods.method import Method
-
-if TYPE_CHECKING:
-    from .report import Report
-
-
-def between(report: Report, other: str | Method | ArrayLike) -> float:
-    """Divergence of a report's budgets from those of an allocation, a Method, or given ones [L]."""
-    if not report.budgets.size:
-        raise StateError("there are no budgets to compare: this question had no image")
-    if isinstance(other, str):
-        other = Method(allocation=other)
-    if isinstance(other, Method):
-        if not report.scores.size:
-            raise StateError("there are no scores to allocate by: this question was not compressed")
-        if other.allocation == "vl" and not report.alive.size:
-            raise ArgumentError("allocation 'vl' needs counts that only a question with this allocation has")
-        other = selection.allocate(other.engine(report.keep), report.scores, report.alive)
-    return jensen_shannon(report.budgets, _budgets(other, report.layers))
+from ..errors import ArgumentError
 
 
 def jensen_shannon(one: NDArray[Any], two: NDArray[Any]) -> float:
@@ -43,7 +23,12 @@ def _kl(p: NDArray[np.float64], m: NDArray[np.float64]) -> float:
     return float((p[some] * np.log2(p[some] / m[some])).sum())
 
 
-def _budgets(values: ArrayLike, layers: int) -> NDArray[np.float64]:
+def given_budgets(values: ArrayLike, layers: int) -> NDArray[np.float64]:
+    """A caller's budgets, or shares: float64 [L].
+
+    Raises:
+        ArgumentError: They are not L finite numbers of at least 0 with a sum above 0.
+    """
     limits = f"budgets must be {layers} numbers of at least 0 with a sum above 0"
     try:
         budgets = np.asarray(values, dtype=np.float64)

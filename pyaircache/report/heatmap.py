@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..checks import whole
-from ..engine.structs import Span
 from ..errors import ArgumentError, UnsupportedError
 from ..images import Picture, load_image
+from ..spans import Span
 
 # Nine evenly spaced colours of matplotlib's viridis map, linear in between: RGB in [0, 1].
 _VIRIDIS = np.array(

@@ -6,21 +6,32 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from ..checks import whole
-from ..engine import selection
-from ..engine.structs import Span
-from ..errors import StateError
+from ..errors import ArgumentError, StateError
 from ..images import Picture
-from ..methods.method import Method
-from . import divergence, heatmap
+from ..spans import Span
+from . import heatmap
+from .divergence import given_budgets, jensen_shannon
 
-_ARRAYS = ("budgets", "kept", "scores", "elite", "alive", "strength", "skewness")
+StopReason = Literal["", "end", "stop", "max_tokens", "context", "closed", "cancelled", "interrupted", "error"]
+"""Why an answer ended; "": it has not."""
+
+_NOT_SCALAR = ("budgets", "kept", "scores", "observers", "alive", "strength", "skewness", "spans", "parameters")
+
+
+class HasBudgets(Protocol):
+    """What can share out cells among layers: a `pyaircache.Method`."""
+
+    def budgets(
+        self, scores: NDArray[np.float32], keep: float, alive: NDArray[np.float64] | None = None
+    ) -> NDArray[np.int32]:
+        """Budgets [L] of scores [L, N_v]."""
 
 
 def _ints() -> NDArray[np.int32]:
@@ -40,7 +51,8 @@ class Report:
     """One question's report. L layers, N_v visual tokens; formulas: docs/methods.md.
 
     Without compression (``keep=1.0``, ``method="full"``) every layer keeps every visual token, and ``scores``,
-    ``elite``, ``strength`` and ``skewness`` are empty. For a question without an image all per-layer fields are empty.
+    ``observers``, ``strength`` and ``skewness`` are empty. For a question without an image all per-layer fields are
+    empty.
 
     Attributes:
         keep: Share of the visual cells that was to stay, in (0, 1]. Of a follow-up without an image that of the
@@ -50,18 +62,20 @@ class Report:
         alpha: Elite threshold, in (0, 1]; None where no elite window observes.
         seed: Of the sampling, drawn or given: ``ask`` with it gives the same answer again. None where the answer is
             not random (temperature 0) and none was given.
+        parameters: All that the question was asked with, in JSON's own types, by the names that ``ask`` has for them.
         layers: L.
         visual_tokens: N_v of this question.
         prompt_tokens: Tokens of this question's prompt, text and visual; of a follow-up the new ones only.
-        answer_tokens: Tokens of the answer.
-        stop_reason: Why the answer ended: ``"end"`` (the model ended it), ``"max_tokens"``, ``"context"`` (the window
-            is full), ``"closed"`` (the stream was closed), ``"cancelled"``, ``"interrupted"`` or ``"error"``. After the
-            last three the question is no part of the conversation.
+        answer_tokens: Tokens of the answer, those of a stop text left out.
+        stop_reason: Why the answer ended: ``"end"`` (the model ended it), ``"stop"`` (a stop text), ``"max_tokens"``,
+            ``"context"`` (the window is full), ``"closed"`` (the stream was closed), ``"cancelled"``,
+            ``"interrupted"`` or ``"error"``; "" while it is running. After the last three the question is no part of
+            the conversation.
         budgets: Visual tokens kept in each layer: int32 [L].
         kept: Each layer's kept visual indices, ascending: L int32 arrays.
         scores: Importance of every visual token in every layer, as the method rates it: float32 [L, N_v].
-        elite: Prompt token indices of each layer's observing text tokens: L int32 arrays; empty ones with a window of
-            visual or of all tokens, and where nothing observes.
+        observers: Prompt token indices of each layer's observing text tokens: L int32 arrays; empty ones with a window
+            of visual or of all tokens, and where nothing observes.
         alive: Attention entries of the text to visual tokens that reach 1 % of their row's maximum, mean over heads:
             float64 [L]; empty but for the allocation ``"vl"``.
         strength: Sum of each layer's importance: float64 [L].
@@ -75,6 +89,8 @@ class Report:
         ms_first_token: From the call of ``ask`` to the first token.
         ms_decode: From the first token to the last one, without the time the caller held a stream.
         tokens_per_second: Decoding speed after the first token; 0 when there was no second one.
+        n_encoded: Images of this question that were encoded.
+        n_reused: Images whose embeddings were kept from an earlier question.
         n_decodes: Graph evaluations since the prompt.
         n_graphs_reused: How many of them reused the graph.
         spans: Runs of visual tokens: which image, where in the prompt, which grid.
@@ -84,15 +100,16 @@ class Report:
     method: str
     alpha: float | None
     seed: int | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
     layers: int = 0
     visual_tokens: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
-    stop_reason: str = ""
+    stop_reason: StopReason = ""
     budgets: NDArray[np.int32] = field(default_factory=_ints)
     kept: list[NDArray[np.int32]] = field(default_factory=list)
     scores: NDArray[np.float32] = field(default_factory=_table)
-    elite: list[NDArray[np.int32]] = field(default_factory=list)
+    observers: list[NDArray[np.int32]] = field(default_factory=list)
     alive: NDArray[np.float64] = field(default_factory=_floats)
     strength: NDArray[np.float64] = field(default_factory=_floats)
     skewness: NDArray[np.float64] = field(default_factory=_floats)
@@ -104,6 +121,8 @@ class Report:
     ms_first_token: float = 0.0
     ms_decode: float = 0.0
     tokens_per_second: float = 0.0
+    n_encoded: int = 0
+    n_reused: int = 0
     n_decodes: int = 0
     n_graphs_reused: int = 0
     spans: list[Span] = field(default_factory=list)
@@ -114,7 +133,7 @@ class Report:
         return int(self.budgets.sum())
 
     @property
-    def share_of_layers(self) -> NDArray[np.float64]:
+    def kept_per_token(self) -> NDArray[np.float64]:
         """Share of the layers that kept each visual token: float64 [N_v] in [0, 1]."""
         counts = np.zeros(self.visual_tokens)
         for kept in self.kept:
@@ -122,11 +141,11 @@ class Report:
         return counts / max(self.layers, 1)
 
     @property
-    def kept_share(self) -> NDArray[np.float64]:
+    def kept_per_layer(self) -> NDArray[np.float64]:
         """Share of the visual tokens that each layer kept, its budget / N_v: float64 [L] in [0, 1]."""
         return self.budgets / max(self.visual_tokens, 1)
 
-    def divergence(self, other: str | Method | ArrayLike = "uniform") -> float:
+    def divergence(self, other: str | HasBudgets | ArrayLike = "uniform") -> float:
         """How differently another allocation would have shared the cells among the layers.
 
         The paper compares uniform, strength and skewness in this way (supplement, table 14). Both budgets, divided by
@@ -137,7 +156,7 @@ class Report:
         Args:
             other: An allocation, such as ``"uniform"``, ``"strength"`` or ``"skewness"``, applied to ``scores`` with
                 this question's ``keep``; a `Method`, of which the allocation, ``uniform_share`` and ``min_keep`` count;
-                or budgets [L].
+                or budgets [L]. Only the last needs no engine library.
 
         Returns:
             From 0 (the same shares) to 1 (no layer in common).
@@ -146,7 +165,25 @@ class Report:
             ArgumentError: No such allocation, or not L numbers of at least 0 with a sum above 0.
             StateError: There was no compression, so there are no budgets or scores to compare.
         """
-        return divergence.between(self, other)
+        if not self.budgets.size:
+            raise StateError("there are no budgets to compare: this question had no image")
+        if not isinstance(other, (np.ndarray, list, tuple)):
+            other = self._allocated(other)
+        return jensen_shannon(self.budgets, given_budgets(other, self.layers))
+
+    def _allocated(self, other: Any) -> Any:
+        """The budgets of an allocation or a `Method`; anything else as it is."""
+        from ..methods.method import Method  # here: a report by itself needs no engine
+
+        if isinstance(other, str):
+            other = Method(allocation=other)  # type: ignore[arg-type]
+        if not isinstance(other, Method):
+            return other
+        if not self.scores.size:
+            raise StateError("there are no scores to allocate by: this question was not compressed")
+        if other.allocation == "vl" and not self.alive.size:
+            raise ArgumentError("allocation 'vl' needs counts that only a question with this allocation has")
+        return other.budgets(self.scores, self.keep, self.alive)
 
     def ranked(self, rank: int) -> NDArray[np.int32]:
         """Each layer's r-th most important visual token; ``Method(rank=r)`` keeps exactly these (the paper's figure 6).
@@ -164,20 +201,20 @@ class Report:
         if not self.scores.size:
             raise StateError("there are no scores to rank: this question was not compressed")
         rank = whole("rank", rank, 1, self.visual_tokens)
-        return np.concatenate(selection.select(self.scores, np.ones(self.layers, np.int32), rank))
+        return np.argsort(-self.scores, axis=1, kind="stable")[:, rank - 1].astype(np.int32)
 
     def to_dict(self, *, scalars_only: bool = False) -> dict[str, Any]:
         """The report as a dictionary that ``json.dumps`` takes.
 
         Args:
-            scalars_only: Leave out every array and the spans.
+            scalars_only: Leave out every array, the spans and the parameters.
 
         Returns:
             Field names to numbers, strings and nested lists; a number that is not finite is None.
         """
         names = [f.name for f in dataclasses.fields(self)]
         if scalars_only:
-            names = [name for name in names if name not in (*_ARRAYS, "spans")]
+            names = [name for name in names if name not in _NOT_SCALAR]
         return {name: _plain(getattr(self, name)) for name in names}
 
     def heatmap(self, image: Picture | Sequence[Picture], index: int = 0) -> Image.Image:
@@ -199,7 +236,7 @@ class Report:
             UnsupportedError: The model's visual tokens do not form one grid over the picture.
             ImageError: The picture cannot be read.
         """
-        return heatmap.paint(image, index, self.share_of_layers, self.spans)
+        return heatmap.paint(image, index, self.kept_per_token, self.spans)
 
     def __repr__(self) -> str:
         alpha = f", alpha={self.alpha:g}" if self.alpha is not None else ""
@@ -214,11 +251,13 @@ class Report:
             total = self.layers * self.visual_tokens
             share = self.cells_kept / total if total else 0.0
             rows.append(("cells kept", f"{self.cells_kept} of {total} in {self.layers} layers ({share:.1%})"))
+            if self.n_reused:
+                rows.append(("images", f"{self.n_encoded} encoded, {self.n_reused} kept from before"))
             rows.append(("budgets", _summary(self.budgets)))
         else:
             rows.append(("visual tokens", "0 (a question without an image)"))
-        if any(len(one) for one in self.elite):
-            rows.append(("observers", _summary(np.array([len(one) for one in self.elite]))))
+        if any(len(one) for one in self.observers):
+            rows.append(("observers", _summary(np.array([len(one) for one in self.observers]))))
         ratio = f" ({self.kv_bytes / self.kv_bytes_full:.1%})" if self.kv_bytes_full else ""
         rows.append(("KV cache", f"{_bytes(self.kv_bytes)} of {_bytes(self.kv_bytes_full)}{ratio}"))
         rows.append(("prompt", f"{self.prompt_tokens} tokens"))
@@ -255,6 +294,8 @@ def _plain(value: Any) -> Any:
         return _plain(value.item())
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, float) and not math.isfinite(value):

@@ -23,18 +23,23 @@ def bundled() -> tuple[Path, Path]:
 
 
 class Raw:
-    """An engine without the Python layer: every call gives its status."""
+    """An engine without the Python layer: every call gives its status. shared: a ``pac_model *`` to use."""
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, shared: Any = None, **fields: Any) -> None:
         self.ffi, self.lib, _ = library.load()
         self.kept = []
         self.ptr = self.ffi.NULL
         out = self.ffi.new("pac_engine **")
-        self.status = self.lib.pac_engine_new(self.params(**fields), out)
+        if shared is None:
+            self.status = self.lib.pac_engine_open(*self.params(**fields), out)
+        else:
+            self.status = self.lib.pac_engine_new(shared, self.params(**fields)[1], out)
         self.ptr = out[0]
 
-    def params(self, **fields: Any) -> Any:
-        params = self.ffi.new("struct pac_engine_params *", self.lib.pac_engine_default_params())
+    def params(self, **fields: Any) -> tuple[Any, Any]:
+        """(pac_model_params, pac_engine_params); a field that both have is set in both."""
+        model = self.ffi.new("struct pac_model_params *", self.lib.pac_model_default_params())
+        engine = self.ffi.new("struct pac_engine_params *", self.lib.pac_engine_default_params())
         text, mmproj = bundled()
         defaults = {
             "model": str(text),
@@ -48,8 +53,11 @@ class Raw:
             if isinstance(value, str):
                 value = self.ffi.new("char[]", value.encode())
                 self.kept.append(value)
-            setattr(params, name, value)
-        return params
+            owners = [params for params in (model, engine) if hasattr(params, name)]
+            assert owners, name
+            for params in owners:
+                setattr(params, name, value)
+        return model, engine
 
     def close(self) -> None:
         self.lib.pac_engine_free(self.ptr)

@@ -12,6 +12,7 @@ import pytest
 from raw import Raw
 
 MAX = 2**31 - 1
+ENGINE_IS_ENOUGH = ("pac_reset", "pac_cancel", "pac_sampling_set")  # an engine alone is enough for them
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])
@@ -39,7 +40,7 @@ def test_null_pointers(raw: Raw) -> None:
         if not name.startswith("pac_") or not isinstance(function, ffi.CData):
             continue
         kind = ffi.typeof(function)
-        if kind.kind != "function" or kind.result.cname != "int32_t" or name == "pac_reset" or name == "pac_cancel":
+        if kind.kind != "function" or kind.result.cname != "int32_t" or name in ENGINE_IS_ENOUGH:
             continue
         for first in (ffi.NULL, raw.ptr):
             values = [ffi.NULL if arg.kind == "pointer" or arg.kind == "function" else 0 for arg in kind.args]
@@ -52,6 +53,10 @@ def test_null_pointers(raw: Raw) -> None:
                 assert status < 0 and raw.error(), name
     assert lib.pac_reset(ffi.NULL) == lib.PAC_ERR_ARGUMENT
     assert lib.pac_cancel(ffi.NULL) == lib.PAC_ERR_ARGUMENT
+    assert lib.pac_sampling_set(ffi.NULL, ffi.NULL) == lib.PAC_ERR_ARGUMENT
+    assert lib.pac_sampling_set(raw.ptr, ffi.NULL) == 0
+    assert lib.pac_model_forget_images(ffi.NULL) == lib.PAC_ERR_ARGUMENT
+    lib.pac_model_free(ffi.NULL)
     lib.pac_engine_free(ffi.NULL)
     lib.pac_string_free(ffi.NULL)
 
@@ -87,15 +92,6 @@ def test_numbers_that_overflow(raw: Raw) -> None:
         assert raw.layout(raw.marker + "?", size, pixels=False)[0] == raw.lib.PAC_ERR_ARGUMENT
         assert f"{size[0]} x {size[1]}" in raw.error()
     assert raw.layout(raw.marker + "?", (8, 8), pixels=False, frames=MAX)[0] == raw.lib.PAC_ERR_ARGUMENT
-
-
-def test_temperatures(raw: Raw) -> None:
-    assert raw.prompt("Hello") == 0
-    token, end = raw.ffi.new("int32_t *"), raw.ffi.new("bool *")
-    for temperature in (float("nan"), float("inf"), -1.0):
-        assert raw.lib.pac_sample(raw.ptr, temperature, 0, token, end) == raw.lib.PAC_ERR_ARGUMENT
-    assert raw.lib.pac_sample(raw.ptr, 1e30, 0, token, end) == 0
-    assert raw.lib.pac_sample(raw.ptr, 0.0, 0, token, end) == 0
 
 
 def test_text_that_is_no_utf8(raw: Raw) -> None:

@@ -11,9 +11,23 @@ from numpy.typing import NDArray
 
 from pyaircache import CancelledError, ContextError, Last, Pool, StateError
 from pyaircache import Method as PublicMethod
-from pyaircache.engine.engine import Progress
-from pyaircache.engine.protocol import EngineLike
-from pyaircache.engine.structs import Compression, EngineMethod, Info, Message, PromptInfo, Scores, Size, Span, Stats
+from pyaircache.engine import (
+    Compression,
+    EngineLike,
+    EngineMethod,
+    Info,
+    Logprobs,
+    Message,
+    ModelInfo,
+    ModelLike,
+    Progress,
+    PromptInfo,
+    Sampling,
+    Scores,
+    Size,
+    Span,
+    Stats,
+)
 
 END = 0
 N_CTX = 10_000
@@ -34,6 +48,30 @@ def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
     return text + ("<s>assistant\n" if add_generation_prompt else "")
 
 
+class FakeModel:
+    """What `FakeEngine` is made on."""
+
+    def __init__(self, model: Any, mmproj: Any = None, *, progress: Any = None, **options: Any) -> None:
+        self.options = options
+        self._closed = False
+        if progress is not None:
+            progress(0, 0, 1000)
+            progress(0, 1000, 1000)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        self._closed = True
+
+    def info(self) -> ModelInfo:
+        return ModelInfo("fake", "fake", "fake", LAYERS, 1, 1, 1, 257, N_CTX, 1, 1, True, 1, 0, 0)
+
+    def forget_images(self) -> None:
+        pass
+
+
 class FakeEngine:
     """Byte tokens (token = byte + 1); answers every prompt with ``script``. The calls are those of `EngineLike`."""
 
@@ -52,6 +90,8 @@ class FakeEngine:
         self._closed = False
         self.position = 0
         self.n_past = self.n_decodes = 0
+        self.sampling: Sampling | None = None
+        self.seen: set[int] = set()  # sizes of pictures that were encoded
         self.reset()
         self.log.clear()
 
@@ -119,7 +159,12 @@ class FakeEngine:
         self.n_decodes = 0
         self._returns("prompt")
         spans = [Span(i, i * TOKENS_PER_IMAGE, TOKENS_PER_IMAGE, 3, 2) for i in range(len(images))]
-        return PromptInfo(tokens, visual, self.n_past, spans, 1.0, 2.0)
+        reused = sum(image.size in self.seen for image in images)
+        self.seen.update(image.size for image in images)
+        return PromptInfo(tokens, visual, self.n_past, spans, 1.0, 2.0, len(images) - reused, reused)
+
+    def prompt_tokens(self) -> NDArray[np.int32]:
+        return np.array([-1] * TOKENS_PER_IMAGE + [5, 6], np.int32)
 
     def score(self, method: EngineMethod) -> Scores:
         self._called("score")
@@ -149,14 +194,21 @@ class FakeEngine:
         budgets = np.array([2, 3], np.int32)
         return self._scores(), Compression(budgets, kept, np.ones(LAYERS), np.zeros(LAYERS), 1000, 400, 1.0, 2.0)
 
-    def sample(self, temperature: float = 0.0, seed: int = 0) -> tuple[int, bool]:
+    def set_sampling(self, sampling: Sampling | None) -> None:
+        self._called("set_sampling")
+        self.sampling = sampling
+
+    def logprobs(self, n: int = 0, token: int | None = None) -> Logprobs:
+        return Logprobs(np.arange(1, n + 1, dtype=np.int32), -np.arange(n, dtype=np.float64), -0.5)
+
+    def sample(self) -> tuple[int, bool]:
         self._called("sample")
         end = self.position >= len(self.script)
         token = END if end else self.script[self.position] + 1
         self._returns("sample")
         return token, end
 
-    def token_bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int, special: bool = False) -> bytes:
         return bytes([token - 1])
 
     def decode(self, token: int) -> None:
@@ -179,4 +231,5 @@ class FakeEngine:
         self._returns("reset")
 
 
-_: type[EngineLike] = FakeEngine  # mypy compares every signature
+_model: type[ModelLike] = FakeModel
+_engine: type[EngineLike] = FakeEngine  # mypy compares every signature

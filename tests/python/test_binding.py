@@ -27,6 +27,8 @@ def ffi() -> FFI:
     ("struct", "cls", "extra"),
     [
         ("pac_info", structs.Info, set()),
+        ("pac_model_info", structs.ModelInfo, set()),
+        ("pac_sampling", structs.Sampling, {"size"}),
         ("pac_span", structs.Span, set()),
         ("pac_prompt_info", structs.PromptInfo, {"n_spans"}),
         ("pac_method", structs.EngineMethod, set()),

@@ -136,7 +136,7 @@ def test_a_cancelled_question_does_not_overwrite_a_newer_one(chat: Chat, monkeyp
 
     made = AnswerStream
     with monkeypatch.context() as patch:
-        patch.setattr("pyaircache.chat.chat.AnswerStream", late)
+        patch.setattr("pyaircache.chat.asking.AnswerStream", late)
         try:
             chat.ask(IMAGE, "Two?", stream=stream)
         except CancelledError as exc:

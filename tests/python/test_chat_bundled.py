@@ -43,13 +43,13 @@ def test_budget_and_report(real_chat, samples, keep):
     assert report.kv_bytes == row * (int(report.budgets.sum()) + layers * (report.prompt_tokens - visual))
     if keep < 1:
         assert report.scores.shape == (layers, visual) and (report.scores >= 0).all()
-        assert len(report.elite) == layers
+        assert len(report.observers) == layers
         last_visual = report.spans[-1].first + report.spans[-1].n_tokens
-        for elite in report.elite:
+        for elite in report.observers:
             assert len(elite) >= 1 and last_visual <= elite.min() and elite.max() < report.prompt_tokens
         np.testing.assert_allclose(report.strength, report.scores.sum(axis=1), rtol=1e-4)
     else:
-        assert report.scores.size == 0 and report.elite == []
+        assert report.scores.size == 0 and report.observers == []
     assert 0 < report.ms_encode + report.ms_prefill < report.ms_first_token
     json.dumps(report.to_dict(), allow_nan=False)
     assert "Report(" in repr(report)
@@ -167,7 +167,7 @@ def test_heatmap(real_chat, samples):
     span = report.spans[0]
     assert (span.nx, span.ny) == (picture.width // 28, picture.height // 28)
     cells = painted.reshape(span.ny, 28, span.nx, 28, 3).mean(axis=(1, 3, 4)).ravel()
-    shares = report.share_of_layers
+    shares = report.kept_per_token
     assert cells[shares == shares.max()].mean() > cells[shares == 0].mean()
 
 
@@ -251,7 +251,7 @@ def test_cancel_from_another_thread(engine, samples, n_threads):
                     return call(*arguments, **options)
 
                 setattr(chat._engine, name, told)
-                chat._engine.sample = lambda temperature, seed: (5, False)  # an answer without an end
+                chat._engine.sample = lambda: (5, False)  # an answer without an end
                 asking = pool.submit(chat.ask, image, "What?", max_tokens=100_000)
                 assert begun.wait(60)
                 assert chat.cancel()

@@ -64,7 +64,7 @@ def test_keep_1_runs_no_compression(chat, options):
     report = chat.ask(IMAGE, "What?", **options).report
     assert not any(entry[0] == "compress" for entry in fed(chat) if isinstance(entry, tuple))
     assert report.budgets.tolist() == [6, 6]
-    assert report.scores.size == 0 and report.elite == []
+    assert report.scores.size == 0 and report.observers == []
     assert report.kv_bytes == report.kv_bytes_full
 
 
@@ -321,7 +321,7 @@ def test_rpc_servers(fake):
         addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in (one, two)]
         for given in (addresses, ", ".join(addresses)):
             with Chat("fake.gguf", rpc_servers=given) as chat:
-                assert chat._engine.options["rpc_servers"] == ",".join(addresses)
+                assert chat.model.loaded.options["rpc_servers"] == ",".join(addresses)
     with pytest.raises(EngineError, match=f"no RPC server answers at {addresses[0]}"):
         Chat("fake.gguf", rpc_servers=addresses)
     for wrong in ("localhost", "localhost:", ":50052", "localhost:x", "localhost:99999", ""):

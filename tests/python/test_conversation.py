@@ -9,22 +9,27 @@ from fake_engine import render
 
 from pyaircache import UnsupportedError
 from pyaircache.chat.conversation import Turn, next_prompt
+from pyaircache.chat.messages import Given
 from pyaircache.engine.structs import Message
 
 
+def user(content: str) -> list[Message]:
+    return [Message("user", content)]
+
+
 def turn(render_with, turns: list[Turn], content: str, answer: str) -> Turn:
-    rendered, fed = next_prompt(render_with, turns, content)
-    return Turn(content, rendered, fed, answer=answer)
+    rendered, fed = next_prompt(render_with, turns, user(content))
+    return Turn([Given("user", content)], rendered, fed, answer=answer)
 
 
 def test_first_question_is_fed_whole():
-    rendered, fed = next_prompt(render, [], "What?")
+    rendered, fed = next_prompt(render, [], user("What?"))
     assert rendered == fed == "<s>user\nWhat?</s>\n<s>assistant\n"
 
 
 def test_follow_up_begins_with_the_end_of_the_answer():
     turns = [turn(render, [], "<image>One?", "1")]
-    rendered, fed = next_prompt(render, turns, "Two?")
+    rendered, fed = next_prompt(render, turns, user("Two?"))
     assert fed == "</s>\n<s>user\nTwo?</s>\n<s>assistant\n"
     assert rendered == turns[0].rendered + "1" + fed
 
@@ -53,18 +58,18 @@ def with_empty_thoughts(messages: Sequence[Message], generate: bool) -> str:
 @pytest.mark.parametrize("answer", [" 1\n", "<think>hm</think>1", "1", ""])
 def test_templates_that_change_answers(template, answer):
     turns = [turn(template, [], "One?", answer)]
-    _, fed = next_prompt(template, turns, "Two?")
+    _, fed = next_prompt(template, turns, user("Two?"))
     assert fed.endswith("</s>\n<s>user\nTwo?</s>\n<s>assistant\n")
     assert "One?" not in fed
     third = [*turns, turn(template, turns, "Two?", answer)]
-    assert "Two?" not in next_prompt(template, third, "Three?")[1]
+    assert "Two?" not in next_prompt(template, third, user("Three?"))[1]
 
 
 def test_template_that_hides_answers_but_keeps_order():
     def blind(messages: Sequence[Message], generate: bool) -> str:
         return render([Message(m.role, "-" if m.role == "assistant" else m.content) for m in messages], generate)
 
-    assert next_prompt(blind, [turn(blind, [], "One?", "1")], "Two?")[1] == "<s>user\nTwo?</s>\n<s>assistant\n"
+    assert next_prompt(blind, [turn(blind, [], "One?", "1")], user("Two?"))[1] == "<s>user\nTwo?</s>\n<s>assistant\n"
 
 
 def test_template_without_history_is_refused():
@@ -72,4 +77,4 @@ def test_template_without_history_is_refused():
         return render(messages[-1:], generate)
 
     with pytest.raises(UnsupportedError, match="second question"):
-        next_prompt(last_only, [turn(last_only, [], "One?", "1")], "Two?")
+        next_prompt(last_only, [turn(last_only, [], "One?", "1")], user("Two?"))

@@ -96,8 +96,8 @@ def test_a_dropped_chat_frees_its_model(engine):
 def test_a_signal_handler_in_the_middle_of_a_cancel(engine, monkeypatch, handler):
     """It comes between two bytecodes: after the engine's pointer has been read, before C gets it."""
     freed, cancelled = [], []
-    free = engine_module._free
-    monkeypatch.setattr(engine_module, "_free", lambda *arguments: (freed.append(True), free(*arguments)))
+    free = engine_module.free_in
+    monkeypatch.setattr(engine_module, "free_in", lambda *arguments: (freed.append(True), free(*arguments)))
     model, mmproj = model_files.resolve(None, None)
     loaded = Engine(model, mmproj, n_threads=1, n_ctx=256)
 

@@ -160,13 +160,13 @@ def load(verbose):
 def log():  # much faster than loading
     from pyaircache.engine import library
     ffi, lib, _ = library.load()
-    params = ffi.new("struct pac_engine_params *", lib.pac_engine_default_params())
+    params = ffi.new("struct pac_model_params *", lib.pac_model_default_params())
     path = ffi.new("char[]", sys.argv[1].encode())
     params.model = path
-    out = ffi.new("pac_engine **")
+    out = ffi.new("pac_model **")
     start.wait(60)
     for _ in range(2000):
-        lib.pac_engine_new(params, out)
+        lib.pac_model_new(params, out)
 threads = [threading.Thread(target=load, args=(i % 2 == 0,)) for i in range(3)]
 threads += [threading.Thread(target=log) for _ in range(2)]
 for thread in threads: thread.start()

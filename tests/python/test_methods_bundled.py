@@ -108,7 +108,7 @@ def test_options_change_what_they_say(engine, samples):
     seeds = [ask(Method(score="random", seed=seed)).kept for seed in (1, 1, 2)]
     kept = [[layer.tolist() for layer in one] for one in seeds]
     assert kept[0] == kept[1] != kept[2]
-    for layer in ask(Method(window=Last(3))).elite:
+    for layer in ask(Method(window=Last(3))).observers:
         assert (np.diff(layer) == 1).all() and len(layer) == 3 and layer[-1] == plain.prompt_tokens - 1
 
 
@@ -127,7 +127,7 @@ def test_elite_of_the_content_alone(engine, samples):
         question = set(range(first, first + n_question))
         last = reports["plain"].prompt_tokens - 1
         assert last not in question
-        for plain, content, with_last in zip(*(report.elite for report in reports.values()), strict=True):
+        for plain, content, with_last in zip(*(report.observers for report in reports.values()), strict=True):
             plain, content, with_last = ({*layer.tolist()} for layer in (plain, content, with_last))
             outside += bool(plain - question)
             assert content and content <= question
@@ -156,7 +156,7 @@ def test_divergence_of_real_budgets(real_chat, samples):
     report = real_chat.ask(samples[0].picture, samples[0].question, keep=0.25).report
     assert 0 < report.divergence() < 1
     assert report.divergence("strength+skewness") == 0 == report.divergence(report.budgets)
-    np.testing.assert_allclose(report.kept_share.mean(), 0.25, atol=0.01)
+    np.testing.assert_allclose(report.kept_per_layer.mean(), 0.25, atol=0.01)
     with Chat(method="vlcache", n_threads=1) as chat:
         assert chat.ask(samples[0].picture, samples[0].question).report.divergence("vl") == 0
 

@@ -27,7 +27,7 @@ def report(**changes) -> Report:
         "budgets": np.array([2, 4], np.int32),
         "kept": [np.array([0, 2], np.int32), np.array([0, 1, 2, 5], np.int32)],
         "scores": np.arange(12, dtype=np.float32).reshape(2, 6),
-        "elite": [np.array([9], np.int32), np.array([10, 12], np.int32)],
+        "observers": [np.array([9], np.int32), np.array([10, 12], np.int32)],
         "strength": np.array([1.0, 2.0]),
         "skewness": np.array([0.5, 0.0]),
         "kv_bytes_full": 2_000_000,
@@ -80,18 +80,18 @@ def test_repr_of_a_follow_up_and_of_many_layers():
     plain = Report(keep=0.1, method="aircache", alpha=0.9, kv_bytes_full=10, kv_bytes=5)
     assert "0 (a question without an image)" in repr(plain)
     assert json.loads(json.dumps(plain.to_dict()))["budgets"] == []
-    assert plain.share_of_layers.size == 0
-    many = report(layers=80, budgets=np.full(80, 100, np.int32), elite=[np.array([1])] * 80)
+    assert plain.kept_per_token.size == 0
+    many = report(layers=80, budgets=np.full(80, 100, np.int32), observers=[np.array([1])] * 80)
     assert max(map(len, repr(many).splitlines())) <= 140
 
 
-def test_share_of_layers():
-    assert report().share_of_layers.tolist() == [1.0, 0.5, 1.0, 0.0, 0.0, 0.5]
+def test_kept_per_token():
+    assert report().kept_per_token.tolist() == [1.0, 0.5, 1.0, 0.0, 0.0, 0.5]
 
 
-def test_kept_share():
-    np.testing.assert_allclose(report().kept_share, [2 / 6, 4 / 6])
-    assert Report(keep=0.1, method="aircache", alpha=0.9).kept_share.size == 0
+def test_kept_per_layer():
+    np.testing.assert_allclose(report().kept_per_layer, [2 / 6, 4 / 6])
+    assert Report(keep=0.1, method="aircache", alpha=0.9).kept_per_layer.size == 0
 
 
 def test_jensen_shannon_by_hand():
@@ -153,7 +153,7 @@ def test_heatmap_paints_each_cell():
     cells = painted.reshape(2, 20, 3, 20, 3)
     assert (cells == cells[:, :1, :, :1]).all()  # one colour in each cell
     bright = cells[:, 0, :, 0].astype(int).sum(axis=-1)  # [ny, nx]
-    shares = report().share_of_layers.reshape(2, 3)
+    shares = report().kept_per_token.reshape(2, 3)
     assert (np.sort(bright.ravel()) == bright.ravel()[np.argsort(shares.ravel(), kind="stable")]).all()
     assert bright[0, 0] == bright[0, 2] > bright[0, 1] == bright[1, 2] > bright[1, 0] == bright[1, 1]
 

@@ -1,0 +1,124 @@
+// JSON schemas as grammars, by llama.cpp's converter. It recurses and multiplies without limits of its own, so what could
+// end the process or go on for ever is refused first.
+#include "sampling.h"
+
+#include "json-schema-to-grammar.h"
+#include "json.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+constexpr int    MAX_DEPTH      = 64;    // of brackets
+constexpr int    MAX_NODES      = 10000; // schemas, after lists of types have multiplied them
+constexpr size_t MAX_PROPERTIES = 256;   // of one object: the rules grow with their square
+constexpr size_t MAX_NAME       = 128;   // bytes of a property's name: each letter may become a nested group
+constexpr double MAX_INTEGER    = 9007199254740992.0; // 2^53
+
+[[noreturn]] void refuse(const std::string & why) {
+    throw pac_error(PAC_ERR_ARGUMENT, "the JSON schema cannot be used: " + why);
+}
+
+// before it is parsed
+void check_depth(const char * text) {
+    int  depth     = 0;
+    bool in_string = false;
+    for (; *text; ++text) {
+        if (in_string) {
+            in_string = *text != '"';
+            text     += *text == '\\' && text[1];
+        } else if (*text == '"') {
+            in_string = true;
+        } else if ((*text == '{' || *text == '[') && ++depth > MAX_DEPTH) {
+            refuse("it is nested more than " + std::to_string(MAX_DEPTH) + " levels deep");
+        } else if (*text == '}' || *text == ']') {
+            depth--;
+        }
+    }
+}
+
+struct checker {
+    const common_json & root;
+    int64_t n_nodes = 0;
+
+    // A $ref to a schema that is nothing but a $ref, and so on in a circle. One that cannot be followed is the
+    // converter's to refuse.
+    void check_ref(const common_json & schema) const {
+        const common_json * cur = &schema;
+        for (int i = 0; i < MAX_DEPTH; ++i) {
+            if (!cur->is_object() || !cur->contains("$ref") || !cur->at("$ref").is_string()) {
+                return;
+            }
+            const auto ref = cur->at("$ref").get<std::string>();
+            if (ref.compare(0, 2, "#/") != 0) {
+                return;
+            }
+            cur = &root;
+            for (size_t begin = 2; begin <= ref.size(); ) {
+                const size_t end  = std::min(ref.find('/', begin), ref.size());
+                const auto   name = ref.substr(begin, end - begin);
+                if (!cur->is_object() || !cur->contains(name)) {
+                    return;
+                }
+                cur   = &cur->at(name);
+                begin = end + 1;
+            }
+        }
+        refuse("its $ref \"" + schema.at("$ref").get<std::string>() + "\" leads to nothing but further ones");
+    }
+
+    // n: how many times the converter visits it
+    void check(const common_json & node, int64_t n) {
+        n_nodes += n;
+        if (n_nodes > MAX_NODES) {
+            refuse("it has more than " + std::to_string(MAX_NODES) + " parts");
+        }
+        if (node.is_array()) {
+            for (size_t i = 0; i < node.size(); ++i) {
+                check(node.at(i), n);
+            }
+        }
+        if (!node.is_object()) {
+            return;
+        }
+        if (node.size() > MAX_PROPERTIES) {
+            refuse("an object in it has " + std::to_string(node.size()) + " members, more than " + std::to_string(MAX_PROPERTIES));
+        }
+        check_ref(node);
+        if (node.contains("type") && node.at("type").is_array()) {
+            n *= std::max<int64_t>(1, node.at("type").size());
+        }
+        for (const auto & [name, value] : node.items()) {
+            if (name.size() > MAX_NAME) {
+                refuse("a name in it has " + std::to_string(name.size()) + " bytes, more than " + std::to_string(MAX_NAME));
+            }
+            const bool bound = name == "minimum" || name == "maximum" || name == "exclusiveMinimum" || name == "exclusiveMaximum";
+            if (bound && value.is_number() && !(std::abs(value.get<double>()) <= MAX_INTEGER)) {
+                refuse(name + " is beyond 2^53");
+            }
+            check(value, n);
+        }
+    }
+};
+
+} // namespace
+
+std::string pac_schema_to_grammar(const char * schema) {
+    check_depth(schema);
+    try {
+        const auto json = common_json::parse(schema);
+        checker{json}.check(json, 1);
+        return json_schema_to_grammar(json, /*force_gbnf =*/ true);
+    } catch (const pac_error &) {
+        throw;
+    } catch (const std::bad_alloc &) {
+        throw;
+    } catch (const std::exception & e) {
+        std::string why = e.what();
+        for (char & c : why) {
+            c = c == '\n' ? ' ' : c;
+        }
+        refuse(why);
+    }
+}

@@ -1,0 +1,299 @@
+"""`Chat` for asyncio: the same methods as coroutines, streams as asynchronous iterators."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Literal, TypeVar, overload
+
+from .. import checks
+from ..checks import flag
+from ..engine.structs import Info
+from ..errors import BusyError, StateError
+from ..images import Picture
+from ..methods.method import Method, MethodName
+from ..methods.policy import Policy
+from ..progress import OnProgress
+from ..report.report import Report
+from ..spans import Span
+from .answer import Answer, AnswerStream
+from .chat import Chat
+from .gate import Lease
+from .model import Model
+from .options import Schema
+
+Result = TypeVar("Result")
+
+
+class AsyncChat:
+    """One conversation with a model, for asyncio.
+
+    ::
+
+        async with AsyncChat("model.gguf", keep=0.1) as chat:
+            print(await chat.ask("page.png", "What is the total?"))
+            async for piece in await chat.ask(None, "And the date?", stream=True):
+                print(piece, end="")
+
+    It computes in a thread of its own; the event loop goes on meanwhile. Tasks queue for it in the order of coming. A
+    task that is cancelled while its question is answered cancels the question: the conversation is as it was before.
+    Several AsyncChats on one `Model` answer at the same time. Callbacks and policies are called in that thread.
+
+    Of one event loop only: that of the first call.
+
+    Args:
+        model: As for `Chat`, and so all others. The model is loaded by the ``async with``, or else by the first call.
+        mmproj: The projector.
+        options: See `Chat`.
+
+    Raises:
+        TypeError: `Chat` has no such option; when it is loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Model | None = None,
+        mmproj: str | os.PathLike[str] | Literal[False] | None = None,
+        **options: Any,
+    ) -> None:
+        self._make: Callable[[], Chat] = lambda: Chat(model, mmproj, **options)
+        self._made: Chat | None = None
+        self._closed = False
+        self._turn = asyncio.Lock()  # whose question it is: threads that wait in the Chat's own queue would be in the way
+        self._holder = ""
+        self._stream: Callable[[], AsyncAnswerStream | None] = lambda: None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pyaircache")
+
+    async def __aenter__(self) -> AsyncChat:
+        async with _Turn(self, "loading", None):
+            await self._chat()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"Async{self._made!r}" if self._made is not None else "AsyncChat(not loaded yet)"
+
+    @property
+    def chat(self) -> Chat:
+        """The `Chat` that does the work. It must not be asked meanwhile.
+
+        Raises:
+            StateError: It has not been loaded yet.
+        """
+        if self._made is None:
+            raise StateError("this AsyncChat has not been loaded yet: `async with` loads it, and so does the first call")
+        return self._made
+
+    @property
+    def info(self) -> Info:
+        """See `Chat.info`; StateError before it is loaded."""
+        return self.chat.info
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """See `Chat.messages`; StateError before it is loaded."""
+        return self.chat.messages
+
+    # ASK
+    # COMPLETE
+    async def spans(self, size: tuple[int, int], *, timeout: float | None = None) -> list[Span]:
+        """See `Chat.spans`."""
+        return await self._hold("spans()", lambda chat: chat.spans(size), timeout)
+
+    async def undo(self, *, timeout: float | None = None) -> None:
+        """See `Chat.undo`."""
+        await self._hold("undo()", lambda chat: chat.undo(), timeout)
+
+    async def reset(self, *, timeout: float | None = None) -> None:
+        """See `Chat.reset`."""
+        await self._hold("reset()", lambda chat: chat.reset(), timeout)
+
+    def cancel(self) -> bool:
+        """See `Chat.cancel`: at once, and no coroutine; the task that waits for the answer gets a CancelledError of this
+        package. A stream that nobody reads ends."""
+        if self._made is None:
+            return False
+        found = self._made.cancel()
+        stream = self._stream()
+        if stream is not None:
+            stream._let_go_if_done()
+        return found
+
+    async def close(self) -> None:
+        """See `Chat.close`: waits for the call that is running; an open stream ends, and questions that wait get a
+        StateError. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        made = self._made
+        try:
+            if made is not None:
+                await self._run(made.close, lambda: None)
+        finally:
+            stream = self._stream()
+            if stream is not None:
+                stream._let_go_if_done()
+            self._thread.shutdown(wait=False)
+
+    async def _chat(self) -> Chat:
+        """The Chat, loaded if need be; the caller has its turn."""
+        if self._made is None:
+            self._made = await self._run(self._make, lambda: None)
+        return self._made
+
+    async def _hold(self, what: str, body: Callable[[Chat], Result], timeout: float | None) -> Result:
+        async with _Turn(self, what, checks.timeout(timeout)):
+            chat = await self._chat()
+            return await self._run(lambda: body(chat), lambda: None)
+
+    async def _answer(self, name: Literal["_ask", "_complete"], *what: Any, **options: Any) -> Any:
+        """Asks, with a turn that stays with a stream."""
+        seconds, streams = checks.timeout(options.pop("timeout")), flag("stream", options["stream"])
+        async with _Turn(self, "a streamed answer" if streams else "a question", seconds) as turn:
+            chat = await self._chat()
+            lease = chat._lease()
+            answer: Answer | AnswerStream = await self._run(
+                lambda: getattr(chat, name)(lease, *what, timeout=None, **options), lambda: chat._cancel(lease)
+            )
+            if not isinstance(answer, AnswerStream):
+                return answer
+            stream = AsyncAnswerStream(self, chat, lease, answer, turn.keep())
+            self._stream = weakref.ref(stream)
+            return stream
+
+    async def _run(self, call: Callable[[], Result], cancel: Callable[[], object]) -> Result:
+        """Calls something in the thread. A task that is cancelled cancels it, and goes on when it has ended."""
+        if self._closed and call != getattr(self._made, "close", None):
+            raise StateError("this AsyncChat is closed")
+        future = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            cancel()
+            while not future.done():  # whatever else the task is told: the next call must not find this one's traces
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+            if not future.cancelled() and future.exception() is None and isinstance(future.result(), AnswerStream):
+                future.result().end("the task that asked was cancelled")  # too late to be cancelled: nobody will read it
+            raise
+
+
+class _Turn:
+    """An AsyncChat's turn: a ``with`` block has it, or what `keep` was called for."""
+
+    def __init__(self, owner: AsyncChat, what: str, timeout: float | None) -> None:
+        self._owner, self._what, self._timeout = owner, what, timeout
+        self._kept = False
+
+    async def __aenter__(self) -> _Turn:
+        owner = self._owner
+        if not owner._turn.locked() or self._timeout is None:
+            await owner._turn.acquire()
+        else:
+            began = time.monotonic()
+            try:
+                await asyncio.wait_for(owner._turn.acquire(), self._timeout)
+            except asyncio.TimeoutError:
+                raise BusyError(
+                    f"this AsyncChat is busy after {time.monotonic() - began:.3g} s with {owner._holder}; "
+                    "wait longer, close the stream, or cancel()"
+                ) from None
+        owner._holder = self._what
+        if owner._closed:
+            owner._turn.release()
+            raise StateError("this AsyncChat is closed")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if not self._kept:
+            self._owner._turn.release()
+
+    def keep(self) -> Callable[[], None]:
+        """The turn outlives the block; returns what gives it back."""
+        self._kept = True
+        return self._owner._turn.release
+
+
+class AsyncAnswerStream(AsyncIterator[str]):
+    """An answer that is being generated: ``async for`` over it for pieces of text; see `AnswerStream`.
+
+    The AsyncChat is busy until it ends: read to its end, closed, cancelled, dropped, or its ``async with`` block over.
+    A task that is cancelled while it waits for a piece cancels the question.
+    """
+
+    def __init__(
+        self, owner: AsyncChat, chat: Chat, lease: Lease, stream: AnswerStream, release: Callable[[], None]
+    ) -> None:
+        self._owner, self._chat, self._lease, self._stream = owner, chat, lease, stream
+        self._loop = asyncio.get_running_loop()
+        self._release: Callable[[], None] | None = release
+
+    @property
+    def report(self) -> Report:
+        """See `AnswerStream.report`."""
+        return self._stream.report
+
+    @property
+    def answer(self) -> Answer:
+        """See `AnswerStream.answer`."""
+        return self._stream.answer
+
+    @property
+    def done(self) -> bool:
+        """See `AnswerStream.done`."""
+        return self._stream.done
+
+    def __aiter__(self) -> AsyncAnswerStream:
+        return self
+
+    async def __anext__(self) -> str:
+        """The next piece of text; raises what `AnswerStream.__next__` raises."""
+        piece = await self._call(lambda: next(self._stream, None))
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def read(self) -> Answer:
+        """Generates the rest of the answer and returns all of it."""
+        return await self._call(self._stream.read)
+
+    async def close(self) -> None:
+        """Stops generating; what was generated is the answer. Does nothing when the answer is complete."""
+        await self._call(self._stream.close)
+
+    async def __aenter__(self) -> AsyncAnswerStream:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._call(lambda: self._stream.__exit__(*exc))
+
+    def __del__(self) -> None:
+        if getattr(self, "_release", None) is None:
+            return
+        self._stream.close()
+        with suppress(RuntimeError):  # the loop has ended, and nobody waits
+            self._loop.call_soon_threadsafe(self._let_go())
+
+    async def _call(self, call: Callable[[], Result]) -> Result:
+        try:
+            if self._stream.done or self._owner._closed:  # needs no thread, and there may be none any more
+                return call()
+            return await self._owner._run(call, lambda: self._chat._cancel(self._lease))
+        finally:
+            self._let_go_if_done()
+
+    def _let_go_if_done(self) -> None:
+        if self._stream.done and self._release is not None:
+            self._let_go()()
+
+    def _let_go(self) -> Callable[[], None]:
+        release, self._release = self._release, None
+        assert release is not None
+        return release
