@@ -17,7 +17,7 @@ constexpr size_t MAX_NAME       = 128;   // bytes of a property's name: each let
 constexpr double MAX_INTEGER    = 9007199254740992.0; // 2^53
 
 [[noreturn]] void refuse(const std::string & why) {
-    throw pac_error(PAC_ERR_ARGUMENT, "the JSON schema cannot be used: " + why);
+    throw pac_error(PAC_ERR_ARGUMENT, "the JSON schema cannot be used: " + pac_shorten(why, 240));
 }
 
 // before it is parsed
@@ -68,15 +68,26 @@ struct checker {
         refuse("its $ref \"" + schema.at("$ref").get<std::string>() + "\" leads to nothing but further ones");
     }
 
-    // n: how many times the converter visits it
-    void check(const common_json & node, int64_t n) {
+    // The converter lets any string pass where it cannot follow a pattern: then the answer would not follow the schema.
+    static void check_pattern(const common_json & pattern) {
+        const common_json alone = { {"type", "string"}, {"pattern", pattern} };
+        if (json_schema_to_grammar(alone, /*force_gbnf =*/ true).find("root ::= string\n") != std::string::npos) {
+            refuse("its pattern \"" + pattern.get<std::string>() + "\" is not among those that are supported: it must begin with ^ and "
+                "end with $, without lookaround, back references or classes like \\d");
+        }
+    }
+
+    // n: how many times the converter visits it. where: what its members are.
+    enum kind { SCHEMA, NAMES, DATA };
+
+    void check(const common_json & node, int64_t n, kind where) {
         n_nodes += n;
         if (n_nodes > MAX_NODES) {
             refuse("it has more than " + std::to_string(MAX_NODES) + " parts");
         }
         if (node.is_array()) {
             for (size_t i = 0; i < node.size(); ++i) {
-                check(node.at(i), n);
+                check(node.at(i), n, where);
             }
         }
         if (!node.is_object()) {
@@ -97,7 +108,12 @@ struct checker {
             if (bound && value.is_number() && !(std::abs(value.get<double>()) <= MAX_INTEGER)) {
                 refuse(name + " is beyond 2^53");
             }
-            check(value, n);
+            if (where == SCHEMA && name == "pattern" && value.is_string()) {
+                check_pattern(value);
+            }
+            const bool names = where == SCHEMA && (name == "properties" || name == "$defs" || name == "definitions");
+            const bool data  = where == DATA || (where == SCHEMA && (name == "enum" || name == "const"));
+            check(value, n, names ? NAMES : data ? DATA : SCHEMA);
         }
     }
 };
@@ -108,17 +124,13 @@ std::string pac_schema_to_grammar(const char * schema) {
     check_depth(schema);
     try {
         const auto json = common_json::parse(schema);
-        checker{json}.check(json, 1);
+        checker{json}.check(json, 1, checker::SCHEMA);
         return json_schema_to_grammar(json, /*force_gbnf =*/ true);
     } catch (const pac_error &) {
         throw;
     } catch (const std::bad_alloc &) {
         throw;
     } catch (const std::exception & e) {
-        std::string why = e.what();
-        for (char & c : why) {
-            c = c == '\n' ? ' ' : c;
-        }
-        refuse(why);
+        refuse(e.what());
     }
 }
