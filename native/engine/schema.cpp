@@ -3,6 +3,7 @@
 #include "sampling.h"
 
 #include "json-schema-to-grammar.h"
+#include "json-schema.h"
 #include "json.h"
 
 #include <cmath>
@@ -11,7 +12,8 @@
 namespace {
 
 constexpr int    MAX_DEPTH      = 64;    // of brackets
-constexpr int    MAX_NODES      = 10000; // schemas, after lists of types have multiplied them
+constexpr int    MAX_NODES      = 10000; // values of all kinds, after lists of types have multiplied them
+constexpr int    MAX_OBJECTS    = 3000;  // of these, objects: $refs can put all of them within each other, a KB of stack each
 constexpr size_t MAX_PROPERTIES = 256;   // of one object: the rules grow with their square
 constexpr size_t MAX_NAME       = 128;   // bytes of a property's name: each letter may become a nested group
 constexpr double MAX_INTEGER    = 9007199254740992.0; // 2^53
@@ -38,35 +40,22 @@ void check_depth(const char * text) {
     }
 }
 
-struct checker {
-    const common_json & root;
-    int64_t n_nodes = 0;
-
-    // A $ref to a schema that is nothing but a $ref, and so on in a circle. One that cannot be followed is the
-    // converter's to refuse.
-    void check_ref(const common_json & schema) const {
-        const common_json * cur = &schema;
-        for (int i = 0; i < MAX_DEPTH; ++i) {
-            if (!cur->is_object() || !cur->contains("$ref") || !cur->at("$ref").is_string()) {
-                return;
+// A $ref to a schema that is nothing but a $ref, and so on in a circle.
+void check_refs(const common_chat_schema_document & schema) {
+    for (const auto & [name, node] : schema.refs) {
+        const common_chat_schema * cur = node.get();
+        for (size_t n = 0; cur && cur->kind() == common_chat_schema::KIND_REF; ++n) {
+            if (n > schema.refs.size()) {
+                refuse("its $ref \"" + name + "\" leads to nothing but further ones");
             }
-            const auto ref = cur->at("$ref").get<std::string>();
-            if (ref.compare(0, 2, "#/") != 0) {
-                return;
-            }
-            cur = &root;
-            for (size_t begin = 2; begin <= ref.size(); ) {
-                const size_t end  = std::min(ref.find('/', begin), ref.size());
-                const auto   name = ref.substr(begin, end - begin);
-                if (!cur->is_object() || !cur->contains(name)) {
-                    return;
-                }
-                cur   = &cur->at(name);
-                begin = end + 1;
-            }
+            cur = static_cast<const common_chat_schema_ref *>(cur)->target;
         }
-        refuse("its $ref \"" + schema.at("$ref").get<std::string>() + "\" leads to nothing but further ones");
     }
+}
+
+struct checker {
+    int64_t n_nodes   = 0;
+    int64_t n_objects = 0;
 
     // The converter lets any string pass where it cannot follow a pattern: then the answer would not follow the schema.
     static void check_pattern(const common_json & pattern) {
@@ -81,9 +70,10 @@ struct checker {
     enum kind { SCHEMA, NAMES, DATA };
 
     void check(const common_json & node, int64_t n, kind where) {
-        n_nodes += n;
-        if (n_nodes > MAX_NODES) {
-            refuse("it has more than " + std::to_string(MAX_NODES) + " parts");
+        n_nodes   += n;
+        n_objects += node.is_object() ? n : 0;
+        if (n_nodes > MAX_NODES || n_objects > MAX_OBJECTS) {
+            refuse("it has more than " + std::to_string(MAX_OBJECTS) + " objects or " + std::to_string(MAX_NODES) + " values");
         }
         if (node.is_array()) {
             for (size_t i = 0; i < node.size(); ++i) {
@@ -96,7 +86,6 @@ struct checker {
         if (node.size() > MAX_PROPERTIES) {
             refuse("an object in it has " + std::to_string(node.size()) + " members, more than " + std::to_string(MAX_PROPERTIES));
         }
-        check_ref(node);
         if (node.contains("type") && node.at("type").is_array()) {
             n *= std::max<int64_t>(1, node.at("type").size());
         }
@@ -124,8 +113,10 @@ std::string pac_schema_to_grammar(const char * schema) {
     check_depth(schema);
     try {
         const auto json = common_json::parse(schema);
-        checker{json}.check(json, 1, checker::SCHEMA);
-        return json_schema_to_grammar(json, /*force_gbnf =*/ true);
+        checker().check(json, 1, checker::SCHEMA);
+        const auto document = common_chat_schema_from_json(json);
+        check_refs(document);
+        return json_schema_to_grammar(document);
     } catch (const pac_error &) {
         throw;
     } catch (const std::bad_alloc &) {

@@ -254,6 +254,8 @@ def properties(count: int) -> dict[str, Any]:
 
 DOUBLED = "\n".join(f'r{i} ::= r{i + 1} "a" | r{i + 1} "b"' for i in range(60)) + '\nr60 ::= "c"'
 CHAIN = "\n".join(f"r{i} ::= r{i + 1}" for i in range(4000)) + '\nr4000 ::= "c"'
+REFS = {str(i): json.loads('{"items":' * 50 + f'{{"$ref":"#/d/{i + 1}"}}' + "}" * 50) for i in range(100)}
+CHAIN_OF_REFS = json.dumps({"$ref": "#/d/0", "d": REFS | {"100": {}}}, separators=(",", ":"))
 TYPES = ["object", "array", "string", "null"] * 3
 
 
@@ -286,6 +288,8 @@ def many_types(depth: int) -> dict[str, Any]:
                 {"allOf": [{"$ref": "#/d/a"}], "d": {"a": {"$ref": "#/d/b"}, "b": {"$ref": "#/d/a"}}}
             )
         },
+        {"json_schema": json.dumps({"allOf": [{"$ref": "#/allOf/0"}]})},
+        {"json_schema": CHAIN_OF_REFS},
         {"json_schema": json.dumps({"$ref": "#/d/a", "d": {"a": {"$ref": "#/d/a"}}})},
         {"json_schema": json.dumps({"type": "array", "items": {"type": "null"}, "minItems": 2000000000})},
         {"json_schema": json.dumps({"type": "string", "minLength": -5})},
