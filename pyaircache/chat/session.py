@@ -16,6 +16,7 @@ from ..engine.structs import Compression, Scores, Size, Span
 from ..errors import CancelledError, ProjectorError, UnsupportedError
 from ..methods.policy import kept_sets
 from ..progress import ProgressLine
+from ..report import pictures
 from ..report.report import Report
 from .conversation import Turn, next_prompt
 from .options import Options
@@ -122,6 +123,9 @@ class Session:
         # What holds for a follow-up is what its image's question left; a question without images loses nothing
         shown = turns[0] if turns else turn
         report = Report(keep=shown.keep, method=shown.name, alpha=shown.alpha, seed=options.reported_seed)
+        if images:
+            report.pictures, report.projector = pictures.infos(images), self.info.projector
+            report.tile_side = pictures.tile_side(self.engine, self.info.projector)
         with ProgressLine() as line:
 
             def progress(stage: int, done: int, total: int) -> None:

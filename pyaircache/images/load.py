@@ -103,7 +103,15 @@ def _name(image: object) -> str:
             return f"image {named(path('an image', image))}"
         except ArgumentError:  # which says it, when the file is to be opened
             return "the image"
-    return "the image's file object" if callable(getattr(image, "read", None)) else "the image"
+    return "the image's file object" if _can_be_read(image) else "the image"
+
+
+def _can_be_read(image: object) -> bool:
+    """Whether it is a file object."""
+    try:
+        return callable(getattr(image, "read", None))
+    except Exception:  # of a class of the caller's own
+        return False
 
 
 def _pictures(image: Any, name: str, allow_urls: bool) -> Iterator[Image.Image]:
@@ -114,7 +122,7 @@ def _pictures(image: Any, name: str, allow_urls: bool) -> Iterator[Image.Image]:
         yield to_rgb(image, name)
     elif isinstance(image, Pages):
         yield from _from_file(image.file, name, image, allow_urls)
-    elif not callable(getattr(image, "read", None)) and arrays.is_tensor(image):
+    elif not _can_be_read(image) and arrays.is_tensor(image):
         raise arrays.refused_tensor(image)
     else:
         yield from _from_file(image, name, None, allow_urls)
@@ -130,7 +138,7 @@ def _from_file(file: File, name: str, pages: Pages | None, allow_urls: bool) -> 
     elif isinstance(file, (str, os.PathLike)):
         with _opened(path("an image", file)) as opened:
             yield from _decoded(opened, name, pages)
-    elif callable(getattr(file, "read", None)):
+    elif _can_be_read(file):
         yield from _decoded(io.BytesIO(_from_object(file)), name, pages)
     else:
         raise ImageError(
