@@ -1,4 +1,4 @@
-"""Bytes of picture files through pyaircache.images: an upright RGB array or ImageError."""
+"""Bytes of picture files through pyaircache.images: upright RGB arrays or ImageError."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ with atheris.instrument_imports(include=["pyaircache.images", "PIL"]):
 def one_input(data: bytes) -> None:
     """A file."""
     try:
-        (image,) = load_images(data)
+        images = load_images(data)  # a TIFF is one picture a page
     except ImageError as exc:
         assert len(str(exc)) < 1000, f"a message of {len(str(exc))} characters"
         return
-    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0, image.shape
+    assert images
+    for image in images:
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0, image.shape
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from .errors import (
     StateError,
     UnsupportedError,
 )
-from .images import Video
+from .images import Pages, Video
 from .methods.method import Method
 from .methods.policy import Policy
 from .methods.window import All, Elite, Last, Pool, Text, Visual, Window
@@ -68,6 +68,7 @@ __all__ = [
     "ModelError",
     "ModelNotFoundError",
     "OutOfMemoryError",
+    "Pages",
     "Policy",
     "Pool",
     "ProjectorError",

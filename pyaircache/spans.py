@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+Size = tuple[int, int]
+"""Width and height of a picture, in pixels; columns and rows of a grid."""
+
 
 @dataclass(frozen=True)
 class Span:

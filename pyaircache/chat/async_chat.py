@@ -6,26 +6,21 @@ import asyncio
 import os
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 from .. import checks
 from ..checks import flag
 from ..engine.structs import Info
 from ..errors import BusyError, StateError
-from ..images import Picture
-from ..methods.method import Method, MethodName
-from ..methods.policy import Policy
-from ..progress import OnProgress
 from ..report.report import Report
 from ..spans import Span
 from .answer import Answer, AnswerStream
 from .chat import Chat
 from .gate import Lease
 from .model import Model
-from .options import Schema
 
 Result = TypeVar("Result")
 

@@ -15,6 +15,7 @@ from ..engine.structs import Compression, PromptInfo, Scores, Size
 from ..errors import CancelledError, ProjectorError, StateError, UnsupportedError
 from ..methods.policy import PolicyContext, kept_sets
 from ..progress import ProgressLine
+from ..report import pictures
 from ..report.report import Report
 from ..spans import Span
 from .conversation import Turn, matching, next_prompt
@@ -165,6 +166,9 @@ class Session:
             seed=options.reported_seed,
             parameters=options.parameters(),
         )
+        if images:
+            report.pictures, report.projector = pictures.infos(turn.images), self.info.projector
+            report.tile_side = pictures.tile_side(self.engine, self.info.projector)
         raised: list[CancelledError] = []
 
         def over() -> bool:

@@ -16,10 +16,6 @@ from ..spans import Span
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 """Types of the cache's keys and values."""
 
-Size = tuple[int, int]
-"""Width and height of a picture, in pixels."""
-
-
 @dataclass(frozen=True)
 class Info:
     """What a loaded model is and can do.

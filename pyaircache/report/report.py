@@ -18,11 +18,13 @@ from ..images import Picture
 from ..spans import Span
 from . import heatmap
 from .divergence import given_budgets, jensen_shannon
+from .pictures import PictureInfo
 
 StopReason = Literal["", "end", "stop", "max_tokens", "context", "closed", "cancelled", "interrupted", "error"]
 """Why an answer ended; "": it has not."""
 
-_NOT_SCALAR = ("budgets", "kept", "scores", "observers", "alive", "strength", "skewness", "spans", "parameters")
+_ARRAYS = ("budgets", "kept", "scores", "observers", "alive", "strength", "skewness")
+_NOT_SCALAR = (*_ARRAYS, "spans", "pictures", "parameters")
 
 
 class HasBudgets(Protocol):
@@ -94,6 +96,9 @@ class Report:
         n_decodes: Graph evaluations since the prompt.
         n_graphs_reused: How many of them reused the graph.
         spans: Runs of visual tokens: which image, where in the prompt, which grid.
+        pictures: The pictures of this question: sizes, and a hash each, by which `heatmap` knows them again.
+        projector: Kind of the model's projector, as its GGUF names it: how it cuts pictures into tiles.
+        tile_side: Tokens along a side of a tile, where the spans do not say it (LLaVA-OneVision); else 0.
     """
 
     keep: float
@@ -126,6 +131,9 @@ class Report:
     n_decodes: int = 0
     n_graphs_reused: int = 0
     spans: list[Span] = field(default_factory=list)
+    pictures: list[PictureInfo] = field(default_factory=list)
+    projector: str = ""
+    tile_side: int = 0
 
     @property
     def cells_kept(self) -> int:
@@ -207,7 +215,7 @@ class Report:
         """The report as a dictionary that ``json.dumps`` takes.
 
         Args:
-            scalars_only: Leave out every array, the spans and the parameters.
+            scalars_only: Leave out every array, the spans, the pictures and the parameters.
 
         Returns:
             Field names to numbers, strings and nested lists; a number that is not finite is None.
@@ -217,26 +225,35 @@ class Report:
             names = [name for name in names if name not in _NOT_SCALAR]
         return {name: _plain(getattr(self, name)) for name in names}
 
-    def heatmap(self, image: Picture | Sequence[Picture], index: int = 0) -> Image.Image:
+    def heatmap(
+        self, image: Picture | Sequence[Picture], index: int = 0, *, check: bool = True, image_urls: bool = False
+    ) -> Image.Image:
         """Paints what was kept onto a picture of the question.
 
         Each visual token's cell is as bright as the share of layers that kept it, and tinted from violet (none) to
-        yellow (all).
+        yellow (all). Where a model reads a picture as tiles and an overview, a pixel is as bright as the most kept of
+        the tokens that look at it. How each family lays its tokens over a picture: docs/pictures.md.
 
         Args:
-            image: The picture that was asked about, in any form that ``Chat.ask`` takes; or the list of pictures, of
-                which the ``index``-th is painted.
+            image: The picture that was asked about, in any form that ``Chat.ask`` takes; or all pictures of the
+                question, as a list or as a file of several pages, of which the ``index``-th is painted.
             index: Which of the question's pictures it is.
+            check: Refuse another picture than the one that was asked about. False paints on any, such as a larger or
+                an annotated copy: the tokens' places are scaled to its size.
+            image_urls: Whether ``image`` may be an http(s) address, as for ``Chat``.
 
         Returns:
             An RGB image of the picture's size.
 
         Raises:
-            ArgumentError: There is no such picture in this report.
-            UnsupportedError: The model's visual tokens do not form one grid over the picture.
+            ArgumentError: There is no such picture in this report; or it is another one, or another number of them.
+            UnsupportedError: It is a video, or it is not known where this model's tokens lie on a picture.
             ImageError: The picture cannot be read.
         """
-        return heatmap.paint(image, index, self.kept_per_token, self.spans)
+        return heatmap.paint(
+            image, index, self.kept_per_token, self.spans, self.pictures, self.projector, self.tile_side,
+            check=check, urls=image_urls,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         alpha = f", alpha={self.alpha:g}" if self.alpha is not None else ""

@@ -95,8 +95,8 @@ def test_missing_file(tmp_path):
         load_image(tmp_path / "none.png")
     assert isinstance(caught.value, ImageNotFoundError)
     assert "none.png does not exist" in str(caught.value)
-    with pytest.raises(ImageNotFoundError, match="not fetched"):
-        load_image("https://example.com/page.png")
+    with pytest.raises(ImageNotFoundError, match="only http:// and https:// are known"):
+        load_image("s3://bucket/page.png")
 
 
 def test_folder_and_text_file(tmp_path):
