@@ -11,13 +11,13 @@ import numpy as np
 from ..engine import selection
 from ..engine.marshal import Progress
 from ..engine.protocol import EngineLike
-from ..engine.structs import Compression, PromptInfo, Scores, Size
+from ..engine.structs import Compression, PromptInfo, Scores
 from ..errors import CancelledError, ProjectorError, StateError, UnsupportedError
 from ..methods.policy import PolicyContext, kept_sets
 from ..progress import ProgressLine
 from ..report import pictures
 from ..report.report import Report
-from ..spans import Span
+from ..spans import Size, Span
 from .conversation import Turn, matching, next_prompt
 from .messages import Given
 from .options import Options

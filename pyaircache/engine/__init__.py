@@ -4,7 +4,7 @@ For those who want to see or change a step that a Chat takes by itself: scores w
 logits. It checks what the engine needs, and holds no conversation and no lock.
 """
 
-from ..spans import Span
+from ..spans import Size, Span
 from .engine import STAGE_ENCODE, STAGE_LOAD, STAGE_PREFILL, Engine, version
 from .marshal import Progress
 from .model import EngineModel
@@ -21,7 +21,6 @@ from .structs import (
     PromptInfo,
     Sampling,
     Scores,
-    Size,
     Stats,
 )
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, StateError
+from ..spans import Size, Span
 from . import fork, library
 from . import model as models
 from .marshal import Progress, ProgressCallback, array, c_method, c_params, free_in, split, struct_fields, text, utf8
@@ -29,8 +30,6 @@ from .structs import (
     PromptInfo,
     Sampling,
     Scores,
-    Size,
-    Span,
     Stats,
 )
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..spans import Size
 from .engine import Engine
 from .marshal import Progress
 from .model import EngineModel
@@ -21,7 +22,6 @@ from .structs import (
     PromptInfo,
     Sampling,
     Scores,
-    Size,
     Stats,
 )
 
