@@ -298,6 +298,14 @@ int32_t llama_aircache_stats(llama_context * ctx, llama_seq_id seq, llama_aircac
     });
 }
 
+int32_t llama_aircache_resident(llama_context * ctx, int64_t * bytes) {
+    return llama_aircache_guarded([&] {
+        const auto & air = open(ctx, 0);
+        LLAMA_AIRCACHE_REQUIRE(bytes, "bytes is null");
+        *bytes = air.kv.resident_bytes();
+    });
+}
+
 int32_t llama_aircache_clear(llama_context * ctx, llama_seq_id seq) {
     return llama_aircache_guarded([&] {
         auto & air = open(ctx, seq);

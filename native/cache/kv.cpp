@@ -1,4 +1,5 @@
 #include "cache/kv.h"
+#include "cache/pages.h"
 
 #include "llama-context.h"
 #include "llama-kv-cache-iswa.h"
@@ -106,4 +107,18 @@ ggml_tensor * llama_aircache_words(ggml_context * ctx, ggml_tensor * t, uint32_t
 
 ggml_tensor * llama_aircache_columns(ggml_context * ctx, ggml_tensor * v, uint32_t i0, uint32_t n) {
     return ggml_view_2d(ctx, v, n, v->ne[0], ggml_row_size(v->type, v->ne[1]), ggml_row_size(v->type, i0));
+}
+
+void llama_aircache_kv::release(uint32_t ikv, uint32_t stream, uint32_t i0, uint32_t i1) const noexcept {
+    llama_aircache_pages_release(k(ikv, stream), false,     i0, i1);
+    llama_aircache_pages_release(v(ikv, stream), v_trans(), i0, i1);
+}
+
+int64_t llama_aircache_kv::resident_bytes() const {
+    int64_t res = 0;
+    for (uint32_t l = 0; l < n_layer(); ++l) {
+        res += llama_aircache_pages_resident(k(l));
+        res += llama_aircache_pages_resident(v(l));
+    }
+    return res;
 }

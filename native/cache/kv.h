@@ -58,6 +58,16 @@ public:
     // another table for a stream; head: where the search for free cells goes on
     void set_cells(uint32_t stream, llama_kv_cells && table, uint32_t head) const noexcept;
 
+    //
+    // memory (pages.h)
+    //
+
+    // gives the pages of a layer's rows [i0, i1) of one stream back to the system
+    void release(uint32_t ikv, uint32_t stream, uint32_t i0, uint32_t i1) const noexcept;
+
+    // bytes of K and V that are in RAM; all of them where the system does not tell
+    int64_t resident_bytes() const;
+
     void remove(llama_seq_id seq) const { kv.seq_rm(seq, -1, -1); }
 
 private:

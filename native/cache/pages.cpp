@@ -12,7 +12,8 @@
 bool llama_aircache_pages_supported(const ggml_tensor * t) {
 #if defined(__linux__)
     // not pinned memory of a device, which is host memory, too
-    return t->data && t->buffer && ggml_backend_buffer_get_type(t->buffer) == ggml_backend_cpu_buffer_type();
+    const auto buffer = t->view_src ? t->view_src->buffer : t->buffer;
+    return t->data && buffer && ggml_backend_buffer_get_type(buffer) == ggml_backend_cpu_buffer_type();
 #else
     GGML_UNUSED(t);
     return false;

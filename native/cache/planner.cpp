@@ -124,6 +124,13 @@ void llama_aircache_planner::commit(llama_aircache_layout && lay) noexcept {
     air.kv.set_cells(stream, std::move(lay.table), lay.end + lay.common.size());
     air.set_zone(stream, std::move(lay.zone));
     air.observers.forget(seq);
+
+    // what no layer reads any more, below its survivors and behind the last cell, goes back to the system
+    const uint32_t n_used = air.kv.cells(stream).used_max_p1();
+    for (uint32_t l = 0; l < air.kv.n_layer(); ++l) {
+        air.kv.release(l, stream, 0, air.zone(stream).start[l]);
+        air.kv.release(l, stream, n_used, air.kv.n_cells());
+    }
 }
 
 void llama_aircache_planner::drop() {

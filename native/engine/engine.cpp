@@ -144,6 +144,7 @@ pac_stats pac_engine::stats() const {
         res.n_free = air.n_free;
         res.kv_bytes = air.kv_bytes;
         res.kv_bytes_allocated = (int64_t) (air.n_cells + air.n_free)*air.kv_bytes_cell;
+        pac_check(llama_aircache_resident(ctx.get(), &res.kv_bytes_resident));
     }
     return res;
 }

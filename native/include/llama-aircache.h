@@ -164,6 +164,10 @@ static inline struct llama_aircache_seq_stats llama_aircache_stats_empty(void) {
 
 LLAMA_API int32_t llama_aircache_stats(struct llama_context * ctx, llama_seq_id seq, struct llama_aircache_seq_stats * out);
 
+// Bytes of the whole cache, all streams, that are in RAM. On Linux and the CPU memory is taken page by page as cells are
+// written, and given back where an eviction leaves nothing; elsewhere it is all there from the beginning.
+LLAMA_API int32_t llama_aircache_resident(struct llama_context * ctx, int64_t * bytes);
+
 // Ends an observation and frees its memory. What is compressed stays so (llama_memory_seq_rm removes it).
 LLAMA_API int32_t llama_aircache_clear(struct llama_context * ctx, llama_seq_id seq);
 

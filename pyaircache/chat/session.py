@@ -302,6 +302,7 @@ class Session:
         report.ms_encode, report.ms_prefill = prompt.ms_encode, prompt.ms_prefill
         report.n_encoded, report.n_reused = prompt.n_encoded, prompt.n_reused
         report.layers, report.kv_bytes = self.info.n_layers, stats.kv_bytes
+        report.kv_bytes_allocated, report.kv_bytes_resident = stats.kv_bytes_allocated, stats.kv_bytes_resident
         if compressed is not None:
             scores, result = compressed
             report.scores, report.observers, report.alive = scores.scores, scores.elite, scores.alive

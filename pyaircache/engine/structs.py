@@ -242,3 +242,4 @@ class Stats:
     n_decodes: int
     kv_bytes: int
     kv_bytes_allocated: int
+    kv_bytes_resident: int

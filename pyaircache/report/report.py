@@ -84,7 +84,9 @@ class Report:
         skewness: Skewness of each layer's importance: float64 [L].
         kv_bytes_full: Bytes of the whole conversation's cells in all layers, were nothing evicted; when the first
             token was sampled, as ``kv_bytes``.
-        kv_bytes: Bytes of the cells that are left.
+        kv_bytes: Bytes of the cells that are left: what attention reads in a step.
+        kv_bytes_allocated: Bytes of all cells of the context window, in use or not.
+        kv_bytes_resident: Bytes of them that are in RAM (docs/memory.md).
         ms_encode: Time to encode the images, in ms as all times.
         ms_prefill: Time to evaluate the prompt, without the encoding.
         ms_compress: Time to score and evict.
@@ -120,6 +122,8 @@ class Report:
     skewness: NDArray[np.float64] = field(default_factory=_floats)
     kv_bytes_full: int = 0
     kv_bytes: int = 0
+    kv_bytes_allocated: int = 0
+    kv_bytes_resident: int = 0
     ms_encode: float = 0.0
     ms_prefill: float = 0.0
     ms_compress: float = 0.0
