@@ -1,4 +1,4 @@
-// Closing up the cache: method section 3.
+// Closing up the cache: docs/method.md, section 3.
 #include "graph/aircache-run.h"
 
 #include <algorithm>

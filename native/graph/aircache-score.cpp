@@ -1,4 +1,4 @@
-// Importance of the visual cells: method section 1, and the other windows and key sets of docs/methods.md.
+// Importance of the visual cells: docs/method.md, section 1, and the other windows and key sets of docs/methods.md.
 #include "graph/aircache-run.h"
 
 #include "cache/faults.h"
@@ -195,7 +195,7 @@ struct scorer {
         return { graph.input_i32(ids), graph.input_i32(rows), graph.input_f32(mask, key.size(), t.n) };
     }
 
-    // attention of the last token to the text alone (method section 1): [n_layer][n_text]
+    // attention of the last token to the text alone (docs/method.md, section 1): [n_layer][n_text]
     std::vector<std::vector<float>> last_row() const {
         llama_aircache_graph graph(lctx, air, 32*air.n_layer());
 

@@ -126,9 +126,9 @@ LLAMA_API const char * llama_aircache_error(void);
 LLAMA_API int32_t llama_aircache_supported(struct llama_context * ctx);
 
 // From now on remember what the method needs of seq: the queries of its text tokens at the positions
-// [spans[0].p1, pos_end) outside of the spans (T of method section 1), those of the last visual tokens (WINDOW_VISUAL), or
-// the attention of every token summed up (WINDOW_ALL). pos_end: one past the prompt's last token. method: NULL for the
-// default. is_template [|T|]: 1 for text tokens that elite_content leaves out, or NULL.
+// [spans[0].p1, pos_end) outside of the spans (T of docs/method.md, section 1), those of the last visual tokens
+// (WINDOW_VISUAL), or the attention of every token summed up (WINDOW_ALL). pos_end: one past the prompt's last
+// token. method: NULL for the default. is_template [|T|]: 1 for text tokens that elite_content leaves out, or NULL.
 // Costs |T| * n_head * head size * 2 bytes in every layer until evict or clear (4 beside an F32 or BF16 cache; fewer queries
 // where the method needs fewer). Replaces an earlier observation of seq. STATE: another sequence of the cache is observed
 // with WINDOW_ALL already.
@@ -141,19 +141,20 @@ LLAMA_API int32_t llama_aircache_observe(struct llama_context * ctx, llama_seq_i
 LLAMA_API int32_t llama_aircache_dims(struct llama_context * ctx, llama_seq_id seq,
         int32_t * n_layer, int32_t * n_visual, int32_t * n_text);
 
-// Importance I (method section 1): scores [n_layer, n_visual]; observers [n_layer, n_text]: 1 where the text token
-// belongs to the layer's window; alive [n_layer]: attention entries of at least 1 % of their row's maximum with ALLOC_VL,
-// 0 otherwise. observers, alive: NULL when not wanted. STATE: the method needs more than the observed one did.
+// Importance I (docs/method.md, section 1): scores [n_layer, n_visual]; observers [n_layer, n_text]: 1 where the text
+// token belongs to the layer's window; alive [n_layer]: attention entries of at least 1 % of their row's maximum with
+// ALLOC_VL, 0 otherwise. observers, alive: NULL when not wanted. STATE: the method needs more than the
+// observed one did.
 LLAMA_API int32_t llama_aircache_score(struct llama_context * ctx, llama_seq_id seq,
         const struct llama_aircache_method * method, float * scores, uint8_t * observers, double * alive);
 
-// Layer budgets (method section 2). Pure. alive [n_layer]: of llama_aircache_score, needed by ALLOC_VL alone.
+// Layer budgets (docs/method.md, section 2). Pure. alive [n_layer]: of llama_aircache_score, needed by ALLOC_VL alone.
 // budgets [n_layer]; strength, skewness: [n_layer] as measured, or NULL.
 LLAMA_API int32_t llama_aircache_allocate(const struct llama_aircache_method * method,
         const float * scores, const double * alive, int32_t n_layer, int32_t n_visual,
         int32_t * budgets, double * strength, double * skewness);
 
-// The budgets[l] highest scores of each layer, ties to the lower index (method section 3). Pure.
+// The budgets[l] highest scores of each layer, ties to the lower index (docs/method.md, section 3). Pure.
 // rank: 0, or r: the r-th highest alone (budgets must be 1). kept [sum of budgets]: layer after layer, ascending.
 LLAMA_API int32_t llama_aircache_select(const float * scores, int32_t n_layer, int32_t n_visual,
         const int32_t * budgets, int32_t rank, int32_t * kept);

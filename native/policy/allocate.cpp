@@ -1,4 +1,4 @@
-// Layer budgets of a method: weights of its allocation, limits, rounding (method section 2).
+// Layer budgets of a method: weights of its allocation, limits, rounding (docs/method.md, section 2).
 #include "policy/policy.h"
 
 #include <algorithm>

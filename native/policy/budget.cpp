@@ -1,4 +1,4 @@
-// What all allocations share: limits and rounding (method section 2).
+// What all allocations share: limits and rounding (docs/method.md, section 2).
 #include "policy/policy.h"
 
 #include <algorithm>

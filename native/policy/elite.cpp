@@ -1,4 +1,4 @@
-// AirCache's elite observation window (method section 1).
+// AirCache's elite observation window (docs/method.md, section 1).
 #include "policy/policy.h"
 
 #include <algorithm>

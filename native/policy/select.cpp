@@ -1,4 +1,4 @@
-// Which visual tokens a layer keeps (method section 3).
+// Which visual tokens a layer keeps (docs/method.md, section 3).
 #include "policy/policy.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Skewness of a layer's importances (method section 2); 0 where negative or undefined.
+// Skewness of a layer's importances (docs/method.md, section 2); 0 where negative or undefined.
 #include "policy/policy.h"
 
 #include <algorithm>

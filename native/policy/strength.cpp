@@ -1,4 +1,4 @@
-// Strength of a layer: the sum of its importances (method section 2).
+// Strength of a layer: the sum of its importances (docs/method.md, section 2).
 #include "policy/policy.h"
 
 #include <numeric>

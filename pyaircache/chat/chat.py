@@ -57,8 +57,8 @@ class Chat:
             ``policy(scores, total)``. It gets AirCache's importance, float32 [L, N_v], and how many cells to keep in
             all layers together, and returns for each layer the visual indices to keep: at least one, ascending. It
             must not use this Chat. What it raises comes out of ``ask``.
-        alpha: Text tokens whose attention is at least this share of the largest one observe the image (method
-            section 1), in (0, 1]; None: the method's own, 0.9. Not with a `Method`, which says it itself:
+        alpha: Text tokens whose attention is at least this share of the largest one observe the image, in (0, 1]
+            (docs/method.md, section 1); None: the method's own, 0.9. Not with a `Method`, which says it itself:
             ``Method(window=Elite(0.5))``; nor with methods that have no elite window.
         n_ctx: Context window in tokens, rounded up to a multiple of 256; None or 0: the model's own, at most 32768.
         n_gpu_layers: Layers on the GPU; -1: all. Without effect in a CPU build.

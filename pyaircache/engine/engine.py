@@ -218,7 +218,7 @@ class Engine:
     # -- compression --------------------------------------------------------------------------------------------------
 
     def score(self, method: EngineMethod) -> Scores:
-        """Importance of every visual token in every layer (method section 1)."""
+        """Importance of every visual token in every layer (docs/method.md, section 1)."""
         out = self._ffi.new("struct pac_scores *")
         check(self._lib.pac_score(self._engine, self._method(method), out))
         return self._scores(out)
@@ -233,7 +233,7 @@ class Engine:
         return self._compression(out)
 
     def compress(self, method: EngineMethod, mask_only: bool = False) -> tuple[Scores, Compression]:
-        """Scores, allocates, selects and evicts (method sections 1 to 3)."""
+        """Scores, allocates, selects and evicts (docs/method.md, sections 1 to 3)."""
         scores, out = self._ffi.new("struct pac_scores *"), self._ffi.new("struct pac_compression *")
         check(self._lib.pac_compress(self._engine, self._method(method), mask_only, scores, out))
         return self._scores(scores), self._compression(out)
