@@ -4,7 +4,7 @@
 # make lint    ruff and mypy
 # make build   only builds: the package is then importable from .venv and from here
 # make docs-api writes docs/api.md from the docstrings; make plots draws the pictures of README.md anew
-# make quality renews the tables of README.md and docs/quality.md with the bundled model (a quarter of an hour)
+# make quality renews the tables of README.md and docs/quality.md with the bundled model (half an hour); then make plots
 # make sanitize, make fuzz, make soak   look for faults: docs/robustness.md
 # make clean   removes what was built and fetched; make distclean .venv too
 #

@@ -1,14 +1,15 @@
 """Draws gain.png and cost.png beside this file, from what was measured: decode.json and quality.json.
 
     python docs/img/plots.py
-    python docs/img/plots.py --measure            # measures decode.json anew (half an hour on two cores), then draws
+    python docs/img/plots.py --measure            # measures decode.json anew first: a quarter of an hour when idle
 
-quality.json comes from `make quality`.
+README.md's table of speed is renewed along with it. quality.json comes from `make quality`.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-BENCH = HERE.parents[1] / "bench" / "decode.py"
+ROOT = HERE.parents[1]
+BEGIN, END = "<!-- gain:begin -->", "<!-- gain:end -->"
 VISUAL = (1024, 2048, 4096, 8192)  # lengths of the context, in visual tokens
 # One thread, and its CPU time: so the figures are those of an idle machine, whatever else runs on it.
 OPTIONS = ("--threads", "1", "--tokens", "32", "--rounds", "3")
@@ -39,8 +41,8 @@ def measure() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for visual in VISUAL:
             out = Path(folder) / f"{visual}.json"
-            command = [sys.executable, str(BENCH), *OPTIONS, "--visual", str(visual), "--json", str(out)]
-            subprocess.run(command, check=True)
+            options = [*OPTIONS, "--visual", str(visual), "--json", str(out)]
+            subprocess.run([sys.executable, str(ROOT / "bench" / "decode.py"), *options], check=True)
             results.append(json.loads(out.read_text(encoding="utf-8")))
     return gathered(results)
 
@@ -61,6 +63,21 @@ def gathered(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {"engine": first["engine"], "cpu": first["machine"]["cpu"], "settings": settings, "points": points}
 
 
+def table(data: dict[str, Any]) -> str:
+    """The figures of gain.png as a Markdown table, with what they are of."""
+    settings = data["settings"]
+    keep = f"keep {settings['keep']:g}"
+    lines = [f"| tokens in the context | tokens/s, full | {keep} | | KV cells, full | {keep} |", f"|{' ---: |' * 6}"]
+    for point in data["points"]:
+        full, kept = (statistics.median(point[side]["tokens/CPU s"]) for side in ("full", "kept"))
+        megabytes = " | ".join(f"{point[side]['kv bytes'] / 1e6:.1f} MB" for side in ("full", "kept"))
+        lines.append(f"| {point['context']} | {full:.1f} | {kept:.1f} | {kept / full:.2f} times | {megabytes} |")
+    kind, cache = settings["kind"].upper(), settings["cache_type"].upper()
+    what = f"{settings['preset']}'s shape ({kind}, random weights), cache {cache}"
+    where = f"one thread of an {data['cpu']}, per second of its CPU time, median; engine {data['engine']}"
+    return "\n".join([*lines, "", f"`python docs/img/plots.py --measure`: {what}; {where}."])
+
+
 def draw_gain(data: dict[str, Any], out: Path) -> None:
     """Tokens per second, and bytes of the cache, against the length of the context."""
     points, keep = data["points"], data["settings"]["keep"]
@@ -68,7 +85,7 @@ def draw_gain(data: dict[str, Any], out: Path) -> None:
     figure, (speed, memory) = plt.subplots(1, 2, figsize=(9.0, 3.4), layout="constrained")
     for side, colour, label in (("full", FULL, "full cache"), ("kept", KEPT, f"keep {keep:g}")):
         rates = [sorted(point[side]["tokens/CPU s"]) for point in points]
-        middle = [rate[len(rate) // 2] if len(rate) % 2 else sum(rate) / len(rate) for rate in rates]
+        middle = [statistics.median(rate) for rate in rates]
         below = [m - rate[0] for m, rate in zip(middle, rates, strict=True)]
         above = [rate[-1] - m for m, rate in zip(middle, rates, strict=True)]
         speed.errorbar(context, middle, (below, above), color=colour, marker="o", capsize=3, label=label)
@@ -122,7 +139,12 @@ def main(anew: bool) -> None:
     decode = HERE / "decode.json"
     if anew:
         decode.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
-    draw_gain(json.loads(decode.read_text(encoding="utf-8")), HERE / "gain.png")
+    data = json.loads(decode.read_text(encoding="utf-8"))
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    readme.write_text(f"{before}{BEGIN}\n{table(data)}\n{END}{after}", encoding="utf-8")
+    draw_gain(data, HERE / "gain.png")
     draw_cost(json.loads((HERE / "quality.json").read_text(encoding="utf-8")), HERE / "cost.png")
 
 
