@@ -39,7 +39,8 @@ test: build $(VENV)/tests.done stock
 
 # Nothing here makes a model or starts a server. What is added must not take more than a few seconds.
 CHECKS := tests/bench/test_figures.py tests/bench/test_scripts.py tests/build/test_fetch.py \
-	tests/convert/test_source.py tests/convert/test_tokenizer.py tests/engine/test_budgets.py \
+	tests/convert/test_source.py tests/convert/test_tokenizer.py tests/docs/test_api.py tests/docs/test_links.py \
+	tests/engine/test_budgets.py \
 	$(filter-out %_bundled.py %/test_loading.py,$(wildcard tests/python/test_*.py)) \
 	tests/python/test_chat_bundled.py::test_bundled_samples_are_read
 
