@@ -4,7 +4,7 @@
 # make lint    ruff and mypy
 # make build   only builds: the package is then importable from .venv and from here
 # make docs-api writes docs/api.md from the docstrings; make plots draws the pictures of README.md anew
-# make quality renews the tables of README.md and docs/quality.md with the bundled model (half an hour); then make plots
+# make quality renews the tables of README.md and docs/quality.md with the bundled model (a quarter of an hour); then make plots
 # make sanitize, make fuzz, make soak   look for faults: docs/robustness.md
 # make clean   removes what was built and fetched; make distclean .venv too
 #
@@ -48,7 +48,7 @@ check: build $(VENV)/tests.done
 	$(PY) -m pytest $(PYTEST_ARGS) $(CHECKS)
 
 quality: build $(VENV)/tests.done
-	$(PY) bench/quality.py --method aircache --method last --method random --json docs/img/quality.json --update README.md
+	$(PY) bench/quality.py --method aircache --update README.md
 	$(PY) bench/quality.py --pages 100 --update docs/quality.md
 
 docs-api: $(VENV)/tests.done

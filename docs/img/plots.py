@@ -1,20 +1,21 @@
-"""Draws gain.png and cost.png beside this file, from what was measured: decode.json and quality.json.
+"""Draws gain.png and cost.png beside this file, from what was measured: decode.json, and the table of docs/quality.md.
 
     python docs/img/plots.py
     python docs/img/plots.py --measure            # measures decode.json anew first: a quarter of an hour when idle
 
-README.md's table of speed is renewed along with it. quality.json comes from `make quality`.
+README.md's table of speed is renewed along with it. docs/quality.md's comes from `make quality`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import matplotlib
@@ -31,8 +32,18 @@ VISUAL = (1024, 2048, 4096, 8192)  # lengths of the context, in visual tokens
 # One thread, and its CPU time: so the figures are those of an idle machine, whatever else runs on it.
 OPTIONS = ("--threads", "1", "--tokens", "32", "--rounds", "3")
 FULL, KEPT = "#8a8a8a", "#3b6fb6"
-COLOURS = {"aircache": KEPT, "last": "#d98032", "random": FULL}
-PERCENT = 100.0
+COLOURS = {"aircache": KEPT, "last": "#d98032", "h2o": "#5b9a5b", "random": FULL}
+SHIFT = {"aircache": 0.97, "last": 1.03, "h2o": 1.0, "random": 1.0}
+
+
+class Row(NamedTuple):
+    """A line of docs/quality.md: exact matches in percent, and the interval's ends."""
+
+    method: str
+    keep: float
+    exact: float
+    low: float
+    high: float
 
 
 def measure() -> dict[str, Any]:
@@ -100,25 +111,32 @@ def draw_gain(data: dict[str, Any], out: Path) -> None:
     plt.close(figure)
 
 
-def draw_cost(data: dict[str, Any], out: Path) -> None:
+def quality(page: str) -> tuple[int, list[Row]]:
+    """How many pages were asked about, and the rows of the table that bench/quality.py wrote into docs/quality.md."""
+    found = re.findall(r"^\| (\S+) +\| +([\d.]+) \| +([\d.]+)% \| +([\d.]+) to +([\d.]+) \|", page, re.M)
+    count = re.search(r"^`python bench/quality\.py.*, (\d+) pages,", page, re.M)
+    if not found or count is None:
+        raise ValueError("docs/quality.md holds no table of bench/quality.py")
+    return int(count[1]), [Row(method, *map(float, numbers)) for method, *numbers in found]
+
+
+def draw_cost(pages: int, rows: list[Row], out: Path) -> None:
     """Exact match against keep, with 95 % intervals."""
     figure, axes = plt.subplots(figsize=(6.2, 3.4), layout="constrained")
-    rows = data["rows"]
-    (full,) = (row for row in rows if row["method"] == "full")
-    axes.axhline(PERCENT * full["right"] / full["pages"], color="black", linewidth=1, linestyle=":", label="full cache")
+    (full,) = (row for row in rows if row.method == "full")
+    axes.axhline(full.exact, color="black", linewidth=1, linestyle=":", label="full cache")
     for method, colour in COLOURS.items():
-        part = sorted((row for row in rows if row["method"] == method), key=lambda row: row["keep"])
-        share = [PERCENT * row["right"] / row["pages"] for row in part]
-        below = [s - PERCENT * row["interval"][0] for s, row in zip(share, part, strict=True)]
-        above = [PERCENT * row["interval"][1] - s for s, row in zip(share, part, strict=True)]
-        keeps = [row["keep"] for row in part]
-        axes.errorbar(keeps, share, (below, above), color=colour, marker="o", capsize=3, label=method)
-    keeps = sorted({row["keep"] for row in rows if row["keep"] < 1})
+        part = sorted((row for row in rows if row.method == method), key=lambda row: row.keep)
+        # next to each other, where several have the same figures
+        keeps = [row.keep * SHIFT[method] for row in part]
+        bars = [row.exact - row.low for row in part], [row.high - row.exact for row in part]
+        axes.errorbar(keeps, [row.exact for row in part], bars, color=colour, marker="o", capsize=3, label=method)
+    keeps = sorted({row.keep for row in rows if row.keep < 1})
     axes.set_xscale("log")
     axes.set_xticks(keeps, [f"{keep:g}" for keep in keeps])
     axes.minorticks_off()
     axes.set_xlabel("keep: share of the visual cells that stays")
-    axes.set_title(f"Answers exactly right, % of {full['pages']} pages")
+    axes.set_title(f"Answers exactly right, % of {pages} pages")
     tidy(axes)
     figure.savefig(out, dpi=110)
     plt.close(figure)
@@ -145,7 +163,7 @@ def main(anew: bool) -> None:
     after = rest.partition(END)[2]
     readme.write_text(f"{before}{BEGIN}\n{table(data)}\n{END}{after}", encoding="utf-8")
     draw_gain(data, HERE / "gain.png")
-    draw_cost(json.loads((HERE / "quality.json").read_text(encoding="utf-8")), HERE / "cost.png")
+    draw_cost(*quality((ROOT / "docs" / "quality.md").read_text(encoding="utf-8")), HERE / "cost.png")
 
 
 if __name__ == "__main__":

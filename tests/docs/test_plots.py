@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 IMG = ROOT / "docs" / "img"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, QUALITY = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/quality.md"))
 spec = importlib.util.spec_from_file_location("plots", IMG / "plots.py")
 assert spec is not None and spec.loader is not None
 plots = importlib.util.module_from_spec(spec)
@@ -24,14 +23,9 @@ def decode() -> dict[str, Any]:
     return json.loads((IMG / "decode.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def quality() -> dict[str, Any]:
-    return json.loads((IMG / "quality.json").read_text(encoding="utf-8"))
-
-
-def test_pictures(decode: dict[str, Any], quality: dict[str, Any], tmp_path: Path) -> None:
+def test_pictures(decode: dict[str, Any], tmp_path: Path) -> None:
     plots.draw_gain(decode, tmp_path / "gain.png")
-    plots.draw_cost(quality, tmp_path / "cost.png")
+    plots.draw_cost(*plots.quality(QUALITY), tmp_path / "cost.png")
     for name in ("gain.png", "cost.png"):
         assert (tmp_path / name).stat().st_size > 5000 and (IMG / name).is_file()
 
@@ -40,11 +34,13 @@ def test_table_of_speed(decode: dict[str, Any]) -> None:
     assert f"{plots.BEGIN}\n{plots.table(decode)}\n{plots.END}" in README
 
 
-def test_table_of_quality(quality: dict[str, Any]) -> None:
-    assert f"`{quality['command']}`" in README
-    for row in quality["rows"]:
-        exact = f"{row['right'] / row['pages']:.1%}"
-        assert re.search(rf"^\| {row['method']} +\| +{row['keep']:g} \| +{exact} \|", README, re.M), row
+def test_table_of_quality() -> None:
+    pages, rows = plots.quality(QUALITY)
+    assert pages >= 100 and (rows[0].method, rows[0].keep) == ("full", 1)
+    assert {row.method for row in rows} >= set(plots.COLOURS)
+    assert all(row.low <= row.exact <= row.high for row in rows)
+    with pytest.raises(ValueError, match="no table"):
+        plots.quality("")
 
 
 def test_results_of_the_benchmark_are_gathered() -> None:
