@@ -3,7 +3,8 @@
 # make check   the quick ones of them, in less than a minute: the pure parts, and the bundled model's answers
 # make lint    ruff and mypy
 # make build   only builds: the package is then importable from .venv and from here
-# make quality renews the tables of README.md and docs/quality.md with the bundled model (a quarter of an hour)
+# make docs-api writes docs/api.md from the docstrings; make plots draws the pictures of README.md anew
+# make quality renews the tables of README.md and docs/quality.md with the bundled model (a quarter of an hour); then make plots
 # make sanitize, make fuzz, make soak   look for faults: docs/robustness.md
 # make clean   removes what was built and fetched; make distclean .venv too
 #
@@ -28,7 +29,7 @@ SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock \
 	$(wildcard tests/native/*.cpp tests/native/*.h tests/native/CMakeLists.txt fuzz/*.cpp fuzz/*.h fuzz/CMakeLists.txt) \
 	$(shell find cmake native patches -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test check lint build stock quality clean distclean FORCE
+.PHONY: demo test check lint build stock quality docs-api plots clean distclean FORCE
 
 demo: build
 	$(PY) -m pyaircache.cli.demo
@@ -38,7 +39,8 @@ test: build $(VENV)/tests.done stock
 
 # Nothing here makes a model or starts a server. What is added must not take more than a few seconds.
 CHECKS := tests/bench/test_figures.py tests/bench/test_scripts.py tests/build/test_fetch.py \
-	tests/convert/test_source.py tests/convert/test_tokenizer.py tests/engine/test_budgets.py \
+	tests/convert/test_source.py tests/convert/test_tokenizer.py tests/docs/test_api.py tests/docs/test_links.py \
+	tests/engine/test_budgets.py \
 	$(filter-out %_bundled.py %/test_loading.py,$(wildcard tests/python/test_*.py)) \
 	tests/python/test_chat_bundled.py::test_bundled_samples_are_read
 
@@ -48,6 +50,13 @@ check: build $(VENV)/tests.done
 quality: build $(VENV)/tests.done
 	$(PY) bench/quality.py --method aircache --update README.md
 	$(PY) bench/quality.py --pages 100 --update docs/quality.md
+
+docs-api: $(VENV)/tests.done
+	$(PY) docs/make_api.py
+
+plots: build $(VENV)/tests.done
+	$(PY) docs/img/heatmap.py
+	$(PY) docs/img/plots.py
 
 lint: $(VENV)/lint.done
 	$(PY) -m ruff check

@@ -47,15 +47,16 @@ def measure(
         kept = engine.compress(EngineMethod(keep))[1].budgets.tolist()
     n_text = prompt.n_tokens - prompt.n_visual
     before = engine.stats()
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     for _ in range(tokens):
         token, _ = engine.sample()
         engine.decode(token)
     engine.logits()  # waits for the device
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     after = engine.stats()
     return {
         "tokens/s": tokens / seconds,
+        "tokens/CPU s": tokens / cpu_seconds,  # with one thread what an idle machine gives, however busy this one is
         "visual": prompt.n_visual,
         "text": n_text,
         "kv bytes": before.kv_bytes,
@@ -88,6 +89,8 @@ def main(settings: Settings, tokens: int) -> None:
     rows = [["", "full", f"keep {settings.keep}", "ratio"]]
     for name in ("median", "min", "max"):
         rows.append([f"tokens/s, {name}", *(f"{values[name]:.2f}" for values in (*speed, ratio))])
+    cpu = [bench_common.spread([part["tokens/CPU s"] for part in side])["median"] for side in (full, kept)]
+    rows.append(["tokens per CPU second, median", *(f"{value:.2f}" for value in (*cpu, cpu[1] / cpu[0]))])
     for name in ("kv bytes", "kv bytes, formula", "kv bytes, allocated"):
         share = f"{b[name] / a[name]:.3f}" if a[name] else ""
         rows.append([f"{name} (MB)", f"{a[name] / 1e6:.2f}", f"{b[name] / 1e6:.2f}", share])

@@ -2,10 +2,11 @@
 
 ::
 
-    from pyaircache import Chat
+    from pyaircache import Chat, sample
 
-    with Chat("model.gguf", keep=0.1) as chat:
-        answer = chat.ask("page.png", "What is the total?")
+    page = sample()  # comes with the package, like the small model
+    with Chat(keep=0.1) as chat:  # a model of your own: Chat("model.gguf", keep=0.1)
+        answer = chat.ask(page.path, page.question)
         print(answer)
         print(answer.report)
 """
@@ -41,6 +42,7 @@ from .methods.method import Method
 from .methods.policy import Policy
 from .methods.window import All, Elite, Last, Pool, Text, Visual, Window
 from .report.report import Report
+from .samples import Sample, sample
 
 try:
     __version__ = _metadata.version("pyaircache")
@@ -75,6 +77,7 @@ __all__ = [
     "PyAircacheError",
     "PyAircacheWarning",
     "Report",
+    "Sample",
     "Span",
     "StateError",
     "Text",
@@ -83,4 +86,5 @@ __all__ = [
     "Visual",
     "Window",
     "__version__",
+    "sample",
 ]

@@ -1,6 +1,6 @@
 """Evaluation inside PyTorch, many questions at a time: exact match with the full cache, with none of it, and with what
-AirCache or a simpler window keeps (method.md). bench/quality.py measures the same through the real engine; this is for
-looking at a run that is still training.
+AirCache or a simpler window keeps (docs/method.md). bench/quality.py measures the same through the real engine; this is
+for looking at a run that is still training.
 
     python -m training.evict OUT --questions 400
 
@@ -29,7 +29,7 @@ EVAL_SEED = 10_000  # training uses (seed, step)
 
 
 def importance(batch: Batch, seen: Seen, window: str = "elite") -> np.ndarray:
-    """I of every layer, float32 [layers, B, K, N] (method.md, section 1)."""
+    """I of every layer, float32 [layers, B, K, N] (docs/method.md, section 1)."""
     b, k, length = batch.ids.shape
     out = []
     for logits, text, end in zip(seen.scores, seen.text, seen.end, strict=True):

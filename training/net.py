@@ -280,7 +280,7 @@ class Net(nn.Module):
                 with torch.no_grad():
                     row = qp[:, :, -1:] * scale @ kp[:, :, n_before:].repeat_interleave(group, 1).transpose(-1, -2)
                     seen.end.append(row[:, :, 0].float().softmax(-1))
-                    # softmax over the text after the picture only (method.md, section 1)
+                    # softmax over the text after the picture only (docs/method.md, section 1)
                     at = batch.last[:, None, :, None, None].expand(b, heads, k, 1, prefix + length)
                     row = torch.cat((to_prefix, own), -1).gather(3, at)[:, :, :, 0, prefix - 1 :]
                     seen.text.append(row.float().softmax(-1).mean(1))

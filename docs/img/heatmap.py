@@ -3,22 +3,19 @@
 python docs/img/heatmap.py
 """
 
-import json
 from pathlib import Path
 
 from PIL import Image
 
-from pyaircache import Chat
-from pyaircache.model_files import bundled_dir
+from pyaircache import Chat, sample
 
-samples = bundled_dir() / "samples"
-sample = json.loads((samples / "samples.jsonl").read_text(encoding="utf-8").splitlines()[1])
-page = Image.open(samples / sample["file"]).convert("RGB")
+asked = sample(1)
+page = asked.image
 with Chat(n_threads=1) as chat:
-    answer = chat.ask(page, sample["question"], keep=0.10)
+    answer = chat.ask(page, asked.question, keep=0.10)
 gap = 24
 figure = Image.new("RGB", (2 * page.width + gap, page.height), "white")
 figure.paste(page, (0, 0))
 figure.paste(answer.report.heatmap(page), (page.width + gap, 0))
 figure.quantize(128).save(Path(__file__).with_suffix(".png"), optimize=True)
-print(f"{sample['question']} {answer}\n{answer.report!r}")
+print(f"{asked.question} {answer}\n{answer.report!r}")

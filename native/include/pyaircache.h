@@ -16,7 +16,8 @@
 //   pac_score()     importance of every visual token in every layer, from the queries seen during the prefill
 //   pac_compress()  score + layer budgets + eviction in one call (pac_score and pac_evict are its halves)
 //   pac_sample() -> pac_decode() -> pac_sample() ...
-// The first token is sampled from the logits of the full cache, whatever pac_compress() does (docs/method: section 3).
+// The first token is sampled from the logits of the full cache, whatever pac_compress() does:
+// docs/method.md, section 3.
 //
 // Threads: one call at a time per engine; pac_cancel alone may be called from any thread. Different engines may be used by
 // different threads at the same time, those of one model too: there only the encoding of images waits for one another.
@@ -275,7 +276,7 @@ PAC_API int32_t pac_prompt(pac_engine * engine, const char * text, const struct 
 struct pac_scores {
     int32_t n_layers;
     int32_t n_visual;
-    const float   * scores;   // [n_layers, n_visual]: I of method section 1
+    const float   * scores;   // [n_layers, n_visual]: I of docs/method.md, section 1
     const int32_t * n_elite;  // [n_layers]
     const int32_t * elite;    // concatenated: prompt token indices of each layer's observing text tokens, ascending
     const double  * alive;    // [n_layers]: VL-Cache's count of living attention entries; NULL unless allocation is vl
@@ -289,7 +290,7 @@ struct pac_compression {
     int32_t n_visual;
     const int32_t * budgets;  // [n_layers]: visual cells kept
     const int32_t * kept;     // concatenated: each layer's kept visual indices, ascending
-    const double  * strength; // [n_layers], as measured; method section 2
+    const double  * strength; // [n_layers], as measured; docs/method.md, section 2
     const double  * skewness; // [n_layers], as measured
     int64_t kv_bytes_full;    // bytes of the sequence's cells in all layers before
     int64_t kv_bytes;         // after: sum over layers of (kept visual + text) * row bytes
@@ -304,11 +305,12 @@ PAC_API int32_t pac_evict(pac_engine * engine, const int32_t * budgets, const in
 PAC_API int32_t pac_compress(pac_engine * engine, const struct pac_method * method, bool mask_only,
         struct pac_scores * scores, struct pac_compression * out);
 
-// Layer budgets of method section 2 from scores [n_layers, n_visual]; pure, no engine. alive [n_layers]: for allocation vl,
-// else NULL. strength, skewness: NULL or [n_layers].
+// Layer budgets of docs/method.md, section 2 from scores [n_layers, n_visual]; pure, no engine. alive [n_layers]: for
+// allocation vl, else NULL. strength, skewness: NULL or [n_layers].
 PAC_API int32_t pac_allocate(const struct pac_method * method, const float * scores, const double * alive,
         int32_t n_layers, int32_t n_visual, int32_t * budgets, double * strength, double * skewness);
-// Kept sets of method section 3: budgets [n_layers] -> kept [sum of budgets]; pure, no engine. rank: 0, or as in pac_method.
+// Kept sets of docs/method.md, section 3: budgets [n_layers] -> kept [sum of budgets]; pure, no engine. rank: 0,
+// or as in pac_method.
 PAC_API int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank,
         int32_t * kept);
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 
-from .. import Answer, Chat, PyAircacheError
-from ..model_files import bundled_dir
+from .. import Answer, Chat, PyAircacheError, sample
 
 KEEPS = (1.0, 0.5, 0.25, 0.10)
 HEATMAP = "heatmap.png"
@@ -15,13 +12,6 @@ HEATMAP = "heatmap.png"
 CAVEAT = """\
 This bundled model is tiny, and was trained so that a question looks at the whole of its answer (its card says how).
 One page shows little: README.md has a table over 500 fresh pages, docs/quality.md all methods."""
-
-
-def sample(folder: Path) -> tuple[Path, str, str]:
-    """The first sample page of a bundled model: (picture, question, right answer)."""
-    with (folder / "samples" / "samples.jsonl").open(encoding="utf-8") as file:
-        first = json.loads(file.readline())
-    return folder / "samples" / first["file"], first["question"], first["answer"]
 
 
 def row(keep: float, answer: Answer) -> str:
@@ -36,7 +26,7 @@ def row(keep: float, answer: Answer) -> str:
 def main() -> int:
     """Runs the demo; returns the exit code."""
     try:
-        picture, question, expected = sample(bundled_dir())
+        picture, question, expected = sample()
         print(f"{picture.name}: {question} (right answer: {expected})\n")
         print(f"{'keep':>5}   {'answer':<12} {'visual cells':>14} {'KV bytes':>10} {'ms':>8}")
         with Chat() as chat:

@@ -14,7 +14,7 @@ from .structs import EngineMethod
 def allocate(
     method: EngineMethod, scores: NDArray[np.float32], alive: NDArray[np.float64] | None = None
 ) -> NDArray[np.int32]:
-    """Layer budgets [L] of scores [L, N_v] (method section 2); alive [L]: for VL-Cache's allocation alone."""
+    """Layer budgets [L] of scores [L, N_v] (docs/method.md, section 2); alive [L]: for VL-Cache's allocation alone."""
     ffi, lib, _ = library.load()
     scores = np.ascontiguousarray(scores, dtype=np.float32)
     layers, visual = scores.shape
@@ -29,7 +29,7 @@ def allocate(
 
 
 def statistics(scores: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Strength and skewness [L] of scores [L, N_v] (method section 2)."""
+    """Strength and skewness [L] of scores [L, N_v] (docs/method.md, section 2)."""
     ffi, lib, _ = library.load()
     scores = np.ascontiguousarray(scores, dtype=np.float32)
     layers, visual = scores.shape
@@ -41,7 +41,7 @@ def statistics(scores: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArra
 
 
 def select(scores: NDArray[np.float32], budgets: NDArray[np.int32], rank: int = 0) -> list[NDArray[np.int32]]:
-    """Kept visual indices of each layer for scores [L, N_v] and budgets [L] (method section 3).
+    """Kept visual indices of each layer for scores [L, N_v] and budgets [L] (docs/method.md, section 3).
 
     rank: 0, or r: each layer's r-th most important token alone (budgets must be 1).
     """

@@ -181,7 +181,7 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class EngineMethod:
-    """Parameters of a compression; None keeps the engine's default (method sections 1 and 2)."""
+    """Parameters of a compression; None keeps the engine's default (docs/method.md, sections 1 and 2)."""
 
     keep: float
     min_keep: int | None = None
@@ -208,7 +208,7 @@ class EngineMethod:
 
 @dataclass(frozen=True)
 class Scores:
-    """Importance I of method section 1: scores [L, N_v], elite: L arrays of prompt token indices."""
+    """Importance I of docs/method.md, section 1: scores [L, N_v], elite: L arrays of prompt token indices."""
 
     scores: NDArray[np.float32]
     elite: list[NDArray[np.int32]]

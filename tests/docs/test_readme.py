@@ -1,6 +1,7 @@
 """What README.md shows is run as it stands there, on the bundled model, in an empty folder with its sample page.
 
-Only ports are changed. What is not run is named in NOT_RUN, with the reason; a line of an unknown kind fails.
+Only ports are changed. What is not run is named in NOT_RUN, with the reason; a line of an unknown kind fails. Commands
+of some pages in docs/ that need nothing else are run, too.
 """
 
 from __future__ import annotations
@@ -21,27 +22,28 @@ import httpx
 import pytest
 
 import pyaircache
-from pyaircache import model_files
+from pyaircache import model_files, sample
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "reference")]
 
 import bundled  # noqa: E402
 
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)
 LIMIT_S = 120.0
 
-NOT_RUN = {
-    "make ": "sets everything up and runs all tests, this one among them",
-    "pip install ": "installs; tests/build makes and installs the wheel",
-    "CMAKE_ARGS=": "builds",
-    "PYAIRCACHE_LLAMA_SRC=": "builds; tests/build/test_fetch.py has this variable",
-}
+NOT_RUN = {"make ": "sets everything up and runs all tests, this one among them"}
 SERVERS = ("pyaircache serve ", "pyaircache/bin/ggml-rpc-server ")
 RUN = ("pyaircache ", "curl ")
 # Alternatives without a language: expressions with names that the text explains
 EXPRESSIONS = 'Chat(method="snapkv")'
-DRAWING = "cell     0 "
+# Commands of docs/ that run on what is here
+DOCS = ("building.md", "convert.md", "methods.md")
+IN_DOCS = ("pyaircache convert ", "pyaircache methods", 'pyaircache ask page.png "What is the Parcel No?"')
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of a page's blocks."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
 
 
 def commands(block: str) -> list[str]:
@@ -55,17 +57,20 @@ def commands(block: str) -> list[str]:
     return found
 
 
+BLOCKS = blocks("README.md")
 PYTHON = [block for language, block in BLOCKS if language == "python"]
-SHELL = [commands(block) for language, block in BLOCKS if not language and not block.startswith((EXPRESSIONS, DRAWING))]
+SHELL = [commands(block) for language, block in BLOCKS if not language and not block.startswith(EXPRESSIONS)]
+OTHERS = [commands(block) for page in DOCS for language, block in blocks(f"docs/{page}") if not language]
 ALONE = [line for lines in SHELL for line in lines if not lines[0].startswith(SERVERS) and line.startswith(RUN)]
-WITH_SERVER = {lines[0].split()[0]: lines for lines in SHELL if lines and lines[0].startswith(SERVERS)}
+ALONE += [line for lines in OTHERS for line in lines if not lines[0].startswith(SERVERS) and line.startswith(IN_DOCS)]
+WITH_SERVER = {lines[0].split()[0]: lines for lines in SHELL + OTHERS if lines and lines[0].startswith(SERVERS)}
 
 
 def test_every_block_is_of_a_known_kind() -> None:
     assert {language for language, _ in BLOCKS} == {"", "python"}
-    assert len(PYTHON) == 2 and len(ALONE) >= 8
+    assert len(PYTHON) == 1 and len(ALONE) >= 8
     assert [*WITH_SERVER] == ["pyaircache", "pyaircache/bin/ggml-rpc-server"]
-    assert sum(line.count(f'"{sample()[1]}"') for line in ALONE) >= 4  # the page is the sample's
+    assert sum(line.count(f'"{sample().question}"') for line in ALONE) >= 4  # the page is the sample's
     unknown = [line for lines in SHELL for line in lines if not line.startswith((*NOT_RUN, *SERVERS, *RUN))]
     assert not unknown
     unused = [start for start in NOT_RUN if not any(line.startswith(start) for lines in SHELL for line in lines)]
@@ -76,7 +81,7 @@ def test_every_block_is_of_a_known_kind() -> None:
 def folder(tmp_path: Path, program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the files that README.md names."""
     model, mmproj = model_files.resolve(None, None)
-    shutil.copy(sample()[0], tmp_path / "page.png")
+    shutil.copy(sample().path, tmp_path / "page.png")
     (tmp_path / "model.gguf").symlink_to(model)
     (tmp_path / "mmproj.gguf").symlink_to(mmproj)
     (tmp_path / "pyaircache").mkdir()
@@ -84,13 +89,6 @@ def folder(tmp_path: Path, program: Callable[[str], Path], monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     return tmp_path
-
-
-def sample() -> tuple[Path, str, str]:
-    """The page that README.md asks about, its question and answer."""
-    samples = model_files.bundled_dir() / "samples"
-    first = json.loads((samples / "samples.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    return samples / first["file"], first["question"], first["answer"]
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:
@@ -138,8 +136,8 @@ def is_open(port: int) -> bool:
 def test_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space: dict[str, object] = {}
     exec(compile(PYTHON[0], "README.md", "exec"), space)
-    assert space["answer"] == sample()[2]
-    assert capsys.readouterr().out.startswith(f"{sample()[2]}\n")
+    assert space["answer"] == sample().answer
+    assert capsys.readouterr().out.startswith(f"{sample().question} {sample().answer}\n")
     assert (folder / "heatmap.png").stat().st_size > 1000
 
 
@@ -150,7 +148,7 @@ def test_command(folder: Path, line: str) -> None:
     done = shell(line)
     if line.startswith("pyaircache ask "):
         answer = json.loads(done.stdout)["answer"] if "--json" in line else done.stdout.splitlines()[0]
-        assert answer == sample()[2]
+        assert answer == sample().answer
         assert (folder / "heatmap.png").is_file() == ("--heatmap" in line)
     elif line.startswith("pyaircache convert "):
         assert sorted(path.name for path in (folder / "models").iterdir()) == sorted(
@@ -173,24 +171,22 @@ def test_expressions(folder: Path) -> None:
     names = {name: getattr(pyaircache, name) for name in pyaircache.__all__} | {"my_policy": my_policy}
     for line in lines:
         with eval(line.partition("  #")[0], names) as chat:
-            report = chat.ask("page.png", sample()[1], max_tokens=2).report
+            report = chat.ask("page.png", sample().question, max_tokens=2).report
             assert 0 < report.kv_bytes < report.kv_bytes_full
 
 
-def test_server(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_server(folder: Path) -> None:
     assert shutil.which("curl") and shutil.which("base64"), "README.md's request needs curl and base64"
     (serve, curl), port = WITH_SERVER["pyaircache"], free_port()
     url = f"http://127.0.0.1:{port}"
     with running(serve, port, lambda: httpx.get(f"{url}/health").status_code == 200):
         answer = json.loads(shell(curl.replace("localhost:8080", f"127.0.0.1:{port}")).stdout)
-        assert answer["choices"][0]["message"]["content"] == sample()[2]
+        assert answer["choices"][0]["message"]["content"] == sample().answer
         assert answer["timings"]["aircache"]["keep"] == pytest.approx(0.2)
-        exec(compile(PYTHON[1].replace("http://localhost:8080", url), "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith(sample()[2])
 
 
 def test_rpc(folder: Path) -> None:
     (serve, ask), port = WITH_SERVER["pyaircache/bin/ggml-rpc-server"], free_port()
     with running(serve, port, lambda: is_open(port)):
         done = shell(ask.replace("127.0.0.1:50052", f"127.0.0.1:{port}"))
-    assert done.stdout.splitlines()[0] == sample()[2]
+    assert done.stdout.splitlines()[0] == sample().answer

@@ -222,7 +222,7 @@ class FakeEngine:
         self._returns("decode")
 
     def stats(self) -> Stats:
-        return Stats(self.n_ctx, self.n_past, self.n_ctx - self.n_past, 0, self.n_decodes, self.n_past * 10, 0)
+        return Stats(self.n_ctx, self.n_past, self.n_ctx - self.n_past, 0, self.n_decodes, self.n_past * 10, 0, 0)
 
     def reset(self) -> None:
         self._called("reset")

@@ -1,4 +1,4 @@
-"""The engine's pure functions, against method section 2 and 3 in a few lines of NumPy."""
+"""The engine's pure functions, against docs/method.md, section 2 and 3 in a few lines of NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training's own forward pass is Hugging Face's; its evaluation is method.md's; a run can be interrupted."""
+"""The training's own forward pass is Hugging Face's; its evaluation is docs/method.md's; a run can be interrupted."""
 
 from __future__ import annotations
 
