@@ -31,7 +31,7 @@ SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock \
 .PHONY: demo test check lint build stock quality clean distclean FORCE
 
 demo: build
-	$(PY) -m pyaircache.cli.demo
+	$(PY) -m pyaircache demo
 
 test: build $(VENV)/tests.done stock
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)

@@ -1,7 +1,23 @@
 """The grid of compression methods: who observes, how scores are made, how cells are shared out (docs/methods.md)."""
 
-from .method import Method
+from .method import Allocation, Keys, Method, MethodName, Score
 from .policy import Policy
-from .window import All, Elite, Last, Pool, Text, Visual, Window
+from .pool import Pool, PoolKind
+from .window import All, Elite, Last, Text, Visual, Window
 
-__all__ = ["All", "Elite", "Last", "Method", "Policy", "Pool", "Text", "Visual", "Window"]
+__all__ = [
+    "All",
+    "Allocation",
+    "Elite",
+    "Keys",
+    "Last",
+    "Method",
+    "MethodName",
+    "Policy",
+    "Pool",
+    "PoolKind",
+    "Score",
+    "Text",
+    "Visual",
+    "Window",
+]

@@ -11,7 +11,8 @@ from ..engine.structs import EngineMethod
 from ..errors import ArgumentError
 from .method import Method
 from .policy import Policy, name_of
-from .window import Elite, Pool, Window
+from .pool import Pool
+from .window import Elite, Window
 
 FULL = "full"
 

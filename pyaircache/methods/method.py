@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
-from ..checks import between, flag, one_of, shown, whole
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import between, flag, one_of, share, shown, whole
 from ..engine import selection
 from ..engine.structs import EngineMethod
 from ..errors import ArgumentError
-from .window import WINDOWS, Elite, Pool, Window
+from .pool import Pool
+from .window import WINDOWS, Elite, Window, number_text
 
-SCORES = ("attention", "random", "stride")
-KEYS = ("window", "causal")
-ALLOCATIONS = ("strength+skewness", "uniform", "pyramid", "strength", "skewness", "prefix", "vl")
+MethodName = Literal[
+    "aircache", "snapkv", "h2o", "elastic", "prefixkv", "pyramidkv", "vlcache", "last", "random", "stride", "full"
+]
+"""The names that ``Chat(method=...)`` takes: the engine's."""
+Score = Literal["attention", "random", "stride"]
+Keys = Literal["window", "causal"]
+Allocation = Literal["strength+skewness", "uniform", "pyramid", "strength", "skewness", "prefix", "vl"]
+
+SCORES: tuple[str, ...] = get_args(Score)
+KEYS: tuple[str, ...] = get_args(Keys)
+ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 # positions in these tuples are the engine's codes
 
 _SHOWN = ("keys", "allocation")  # always shown, the others where they are not the default
@@ -53,10 +65,10 @@ class Method:
     """
 
     window: Window = Elite()
-    score: str = "attention"
-    keys: str = "window"
+    score: Score = "attention"
+    keys: Keys = "window"
     pool: Pool | None = None
-    allocation: str = "strength+skewness"
+    allocation: Allocation = "strength+skewness"
     merge: float = 0.0
     uniform_share: float = 0.0
     last_term: float = 0.0
@@ -112,6 +124,26 @@ class Method:
             values.update(self.pool.fields())
         return EngineMethod(keep, **values)
 
+    def budgets(
+        self, scores: NDArray[np.float32], keep: float, alive: NDArray[np.float64] | None = None
+    ) -> NDArray[np.int32]:
+        """How many visual tokens each layer keeps (docs/method.md, section 2).
+
+        Args:
+            scores: Importance of every visual token in every layer: float32 [L, N_v], such as `Report.scores`.
+            keep: Share of the visual cells to keep, in (0, 1].
+            alive: `Report.alive`, float64 [L]: for the allocation ``"vl"`` alone.
+
+        Returns:
+            int32 [L], each at least `min_keep`; round(keep * L * N_v) in all.
+
+        Raises:
+            ArgumentError: ``keep`` is outside its limits, the scores are no finite numbers [L, N_v], or ``alive`` is
+                missing.
+            EngineError: The engine library is missing.
+        """
+        return selection.allocate(self.engine(share("keep", keep)), scores, alive)
+
     def __str__(self) -> str:
         """One line: ``window=last:32 keys=causal pool=avg:5 allocation=uniform``."""
         shown: list[str] = []
@@ -120,7 +152,7 @@ class Method:
             if self.score != "attention" and field.name in ("window", "keys"):
                 continue
             if field.name in ("window", *_SHOWN) or value != field.default:
-                shown.append(f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}")
+                shown.append(f"{field.name}={number_text(value) if isinstance(value, float) else value}")
         return " ".join(shown)
 
 

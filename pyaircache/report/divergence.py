@@ -21,7 +21,7 @@ def between(report: Report, other: str | Method | ArrayLike) -> float:
     if not report.budgets.size:
         raise StateError("there are no budgets to compare: this question had no image")
     if isinstance(other, str):
-        other = Method(allocation=other)
+        other = Method(allocation=other)  # type: ignore[arg-type]  # it says what it takes
     if isinstance(other, Method):
         if not report.scores.size:
             raise StateError("there are no scores to allocate by: this question was not compressed")
