@@ -1,8 +1,8 @@
 """``pyaircache demo``: the bundled model reads a page, then fills its context window; full and compressed.
 
 Its first table is about answers: one page, ever fewer visual cells. The second is about what that gains, where it
-counts: a long context. The model was trained on one page at a time, so what it answers about twenty is worth nothing, and
-is not shown; what a token costs there does not depend on that.
+counts: a long context. The model was trained on one page at a time, so what it answers about twenty is worth nothing,
+and is not shown; what a token costs there does not depend on that.
 """
 
 from __future__ import annotations
