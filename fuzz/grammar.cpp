@@ -55,10 +55,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
         common_params_aircache again = params;
         if (method.score == LLAMA_AIRCACHE_SCORE_ATTENTION) {
             again.alpha = 0.0f; // a window's name holds it
-            again.set_window(params.window_name());
+            again.set_window(params.part("window"));
         }
-        again.set_allocation(params.allocation_name());
-        REQUIRE(same(again.resolve(), method), "window '%s' is read back as '%s'", params.window_name().c_str(), again.window_name().c_str());
+        again.set_allocation(params.part("allocation"));
+        REQUIRE(same(again.resolve(), method), "window '%s' is read back as '%s'", params.part("window").c_str(), again.part("window").c_str());
     } catch (const std::invalid_argument & e) {
         check_message(e, size);
     }

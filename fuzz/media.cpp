@@ -37,7 +37,10 @@ static void read(uint8_t kind, const std::string & text) {
     } else if (kind == 2) {
         server_aircache_check_source(json);
     } else if (json.contains("prompt_string") && json.contains("multimodal_data")) {
-        check_files(server_aircache_files(json), text.size());
+        for (const auto & entry : json.at("multimodal_data")) {
+            files.push_back(server_aircache_file(json, entry));
+        }
+        check_files(files, text.size());
     }
 }
 

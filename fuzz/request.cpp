@@ -29,7 +29,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     static const llama_vocab * vocab = llama_model_get_vocab(fuzz_model());
     common_params params;
     params.n_parallel       = kind & 1 ? 4 : 1;
-    params.aircache_refused = kind & 2 ? "this model" : "";
+    params.aircache.refused = kind & 2 ? "this model" : "";
     if (kind & 4) {
         params.aircache.set_method("snapkv");
         params.aircache.set_keep(0.25);

@@ -17,7 +17,7 @@ int main() {
         common_params_aircache params;
         try {
             params.set_window(text);
-            puts(params.window_name().c_str());
+            puts(params.part("window").c_str());
         } catch (const std::invalid_argument &) {
             puts("-");
         }

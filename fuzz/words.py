@@ -26,7 +26,7 @@ class Server:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, f"window-words ended at {text!r}"
-        return None if line == "-\n" else line.rstrip("\n")
+        return None if line == "-\n" else str(Window.parse(line.rstrip("\n")))  # in Python's digits
 
     def close(self) -> None:
         """Ends the process."""

@@ -1,4 +1,5 @@
 // The C border: arguments are checked, exceptions become codes with a message.
+#include "border.h"
 #include "engine.h"
 
 #include <algorithm>
@@ -73,6 +74,10 @@ static int32_t guarded(F && f) {
         keep(last_error, "unknown error");
         return PAC_ERR_INTERNAL;
     }
+}
+
+int32_t pac_guarded(const std::function<void()> & f) {
+    return guarded(f);
 }
 
 static void require(bool ok, const char * message) {

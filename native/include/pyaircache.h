@@ -188,6 +188,17 @@ PAC_API struct pac_method pac_method_default(void);
 PAC_API const char * pac_method_name(int32_t index);
 PAC_API int32_t      pac_method_by_name(const char * name, struct pac_method * out);
 
+// The parts of a method in words, the same for llama-server's flags and request fields, for the command line and for Python;
+// docs/methods.md has the grammar. Parts: keep, window, alpha, score, keys, pool, allocation, merge, uniform_share, last_term,
+// value_norm, diversity, min_keep, rank, seed, and method: a name, all parts but keep.
+PAC_API const char * pac_method_part(int32_t index); // 0, 1, ... until NULL
+// Reads text, e.g. "window", "elite:0.5:last". On failure (PAC_ERR_ARGUMENT) the method is as it was; the message begins with
+// the part and says what it may be.
+PAC_API int32_t      pac_method_set(struct pac_method * method, const char * part, const char * text);
+// The text that pac_method_set reads back to the same value, NUL-terminated; 64 bytes are enough. Of "method": the first name
+// whose parts these are, "" when there is none. Returns its length, or a negative pac_status.
+PAC_API int32_t      pac_method_get(const struct pac_method * method, const char * part, char * buffer, int32_t size);
+
 // Tokenises text (special tokens are parsed; each marker is replaced by the next image), without evaluating anything.
 // n_cells: cells this prompt needs.
 PAC_API int32_t pac_count_tokens(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,

@@ -43,16 +43,22 @@ void onevision_check(const clip_model & model) {
     require(ggml_nelements(model.image_newline) == model.mm_2_w->ne[1], "the newline is not as wide as the projector's output");
 }
 
+static void stretch(const clip_image_u8 & src, clip_image_u8 & dst, const clip_image_size & size) {
+    if (!aircache_resize(src, dst, size, RESIZE_ALGO_BICUBIC)) {
+        throw std::runtime_error(string_format("llava_onevision: a picture cannot be resized to %d x %d pixels", size.width, size.height));
+    }
+}
+
 // Pillow rounds to 8 bits between its two passes, so their order shows. mtmd always takes the width first; Pillow 13
 // takes the height first where it shrinks and, by its measure, by more than the width does.
 static void resize(const clip_image_u8 & src, clip_image_u8 & dst, const clip_image_size & size) {
     const auto from = src.get_size();
     if (from.height > size.height && from.height - size.height > 2*(from.width - size.width)) {
         clip_image_u8 lower;
-        onevision_resize(src, lower, { from.width, size.height });
-        onevision_resize(lower, dst, size);
+        stretch(src, lower, { from.width, size.height });
+        stretch(lower, dst, size);
     } else {
-        onevision_resize(src, dst, size);
+        stretch(src, dst, size);
     }
 }
 

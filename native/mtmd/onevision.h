@@ -1,4 +1,4 @@
-// LLaVA-OneVision in mtmd: what the hooks of patches/0004 call.
+// LLaVA-OneVision in mtmd: what patches/0004 calls.
 //
 // A picture that is alone in its prompt is read twice: squeezed into one tile (the base), and fitted, padded in black,
 // into a grid of tiles. The grid's tokens are put together to one picture, rid of the padding, reduced when they are
@@ -10,12 +10,10 @@
 #include "mtmd-image.h"
 #include "mtmd-internal.h"
 
-#include <climits>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
-
-// n_merge of mtmd_group_mergeable_bitmaps
-constexpr int ONEVISION_MERGE_ALL = INT_MAX;
 
 enum onevision_kind {
     ONEVISION_SINGLE,  // the prompt's only picture
@@ -43,8 +41,64 @@ struct onevision_preprocessor : mtmd_image_preprocessor {
 // message's pictures and text without anything between them; a prompt that has white space there stays as it is.
 void onevision_separate_text(std::vector<mtmd_internal_part> & parts);
 
-// in mtmd-image.cpp: bicubic, as Pillow does it
-void onevision_resize(const clip_image_u8 & src, clip_image_u8 & dst, const clip_image_size & size);
+// The pictures of the prompt that mtmd_tokenize reads: a video is one chunk, and a picture is read otherwise when it is not
+// alone in the prompt. Templates, because mtmd.cpp alone knows what a bitmap is. Other models: nothing is done.
+struct onevision_prompt {
+    const clip_ctx * ctx = nullptr; // null: it is another model
+
+    // Before the parts are read. Of a video's frames the first stays.
+    template <class Parts>
+    void read(const clip_ctx * vision, projector_type type, Parts & parts) {
+        if (type != PROJECTOR_TYPE_LLAVA_ONEVISION) {
+            return;
+        }
+        ctx = vision;
+        onevision_separate_text(parts);
+        for (size_t i = 0; i < parts.size(); ++i) {
+            const auto * bitmap = parts[i].bitmap;
+            if (!bitmap) {
+                continue;
+            }
+            n_pictures += !bitmap->is_audio && !bitmap->mergeable;
+            auto & frames = videos[bitmap];
+            frames.assign(1, bitmap);
+            while (i + 1 < parts.size() && parts[i + 1].bitmap && bitmap->can_merge_with(*parts[i + 1].bitmap)) {
+                frames.push_back(parts[i + 1].bitmap);
+                parts.erase(parts.begin() + i + 1);
+            }
+        }
+    }
+
+    // One of the parts follows: all frames of it.
+    void begin(std::vector<const mtmd_bitmap *> & bitmaps) {
+        if (ctx) {
+            bitmaps  = videos.at(bitmaps[0]);
+            n_frames = bitmaps.size();
+        }
+    }
+
+    // each of the bitmaps in turn; the entries of a video come with its last frame
+    template <class Bitmap>
+    mtmd_image_preproc_out preprocess(const clip_image_u8 & img, const Bitmap & bitmap) {
+        const auto & hparams = *clip_get_hparams(ctx);
+        if (!bitmap.mergeable) {
+            return onevision_preprocess(hparams, img, n_pictures > 1 ? ONEVISION_SEVERAL : ONEVISION_SINGLE);
+        }
+        auto frame = onevision_preprocess(hparams, img, ONEVISION_FRAME);
+        video.entries.push_back(std::move(frame.entries[0]));
+        if (video.entries.size() < n_frames) {
+            return {};
+        }
+        onevision_join_frames(video);
+        return std::exchange(video, {});
+    }
+
+private:
+    std::map<const mtmd_bitmap *, std::vector<const mtmd_bitmap *>> videos; // by the first frame; a picture is one frame
+    mtmd_image_preproc_out video; // its frames so far
+    size_t n_frames   = 0;
+    size_t n_pictures = 0; // that are no frames
+};
 
 // The tokens of a grid of tiles, [rows, cols] in the end.
 struct onevision_grid {

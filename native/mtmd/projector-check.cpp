@@ -444,7 +444,9 @@ void check_extent(const std::string & path, const gguf_context * gguf) {
 
 } // namespace
 
-void aircache_check_projector(const std::string & path, const gguf_context * gguf, ggml_context * tensors, projector_type type) {
-    check_extent(path, gguf);
-    checker{ gguf, tensors, {} }.run(type);
+void aircache_check_projector(bool is_vision, const std::string & path, const gguf_context * gguf, ggml_context * tensors, projector_type type) {
+    if (is_vision) {
+        check_extent(path, gguf);
+        checker{ gguf, tensors, {} }.run(type);
+    }
 }

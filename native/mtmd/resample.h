@@ -1,35 +1,21 @@
-// Pillow's two passes over a picture, row by row: patches/0005 calls it with llama.cpp's coefficients.
+// Sizes and resizing of pictures as the models' Python processors (Pillow, torchvision) do them: what patches/0005 calls.
 #pragma once
 
+#include "clip-impl.h"
 #include "clip-model.h"
 
 #include <array>
-#include <cstdint>
-#include <vector>
 
-// A picture in the middle of a larger area of one colour, without that area being made.
-struct aircache_canvas {
-    clip_image_size size;
-    int x; // of the picture's corner
-    int y;
-    std::array<uint8_t, 3> colour;
-};
+// How a family's pictures are brought to size, where llama.cpp's setting is not the one that the models were trained with.
+void aircache_set_resizing(projector_type type, clip_hparams & hparams);
 
-// One direction's coefficients: output i is the sum of weights[i*ksize + k]*input[bounds[2*i] + k], k < bounds[2*i + 1],
-// with 22 bits behind the point.
-struct aircache_taps {
-    int ksize;
-    const std::vector<int>     & bounds;
-    const std::vector<int32_t> & weights;
-};
+// "smart_resize" of transformers: about the picture's shape, both sides multiples of `align`, the area within min_pixels
+// and max_pixels (0: no bound). With longest_edge > 0 the longer side is brought to it first, rounded up.
+clip_image_size aircache_aligned_size(const clip_image_size & picture, int align, int min_pixels, int max_pixels, int longest_edge);
 
-// [height, width, 3] of the resized canvas. As Pillow does it, every row is resized and rounded to 8 bits before the
-// columns are; but only the rows that the next output row needs are held, so that the memory is that of the output.
-std::vector<uint8_t> aircache_resample(const uint8_t * rgb, const clip_image_size & picture, const aircache_canvas & canvas,
-        const clip_image_size & target, const aircache_taps & horizontal, const aircache_taps & vertical);
-
-// in mtmd-image.cpp: to a square of this size
-void aircache_resize_canvas(const clip_image_u8 & src, clip_image_u8 & dst, int size, resize_algo algo, const aircache_canvas & canvas);
+// Bilinear or bicubic, stretched to `size`; bit for bit Pillow's, width first. The rows between the passes are held only as
+// long as they are needed, so that the memory is that of the output. false: not for this algorithm or size.
+bool aircache_resize(const clip_image_u8 & src, clip_image_u8 & dst, const clip_image_size & size, resize_algo algo);
 
 // in the middle of a square of one colour, then resized
 void aircache_resize_square(const clip_image_u8 & src, clip_image_u8 & dst, int size, resize_algo algo, const std::array<uint8_t, 3> & colour);

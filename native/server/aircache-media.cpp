@@ -7,6 +7,7 @@
 
 #include "download.h"
 #include "hash/hash.h"
+#include "log.h"
 
 #include <algorithm>
 #include <array>
@@ -38,7 +39,7 @@ static int8_t base64_value(unsigned char c) {
 }
 
 // both alphabets; white space and missing padding are accepted as encoders write them
-static std::vector<uint8_t> decode_base64(std::string_view text) {
+static server_aircache_bytes decode_base64(std::string_view text) {
     std::vector<uint8_t> res;
     res.reserve(text.size()/4*3 + 3);
     uint32_t held = 0;
@@ -130,7 +131,7 @@ static std::string decode_percent(std::string_view text) {
     return res;
 }
 
-bool server_aircache_data(const std::string & url, std::vector<std::vector<uint8_t>> & files) {
+bool server_aircache_data(const std::string & url, std::vector<server_aircache_bytes> & files) {
     std::string_view rest = url;
     while (!rest.empty() && isspace((unsigned char) rest.front())) {
         rest.remove_prefix(1);
@@ -168,18 +169,53 @@ bool server_aircache_data(const std::string & url, std::vector<std::vector<uint8
     return true;
 }
 
-std::pair<long, std::vector<char>> server_aircache_fetch(const std::string & url, const common_remote_params & params) {
+// failures are the sender's
+static server_aircache_bytes fetch(const std::string & url) {
+    common_remote_params params;
+    params.max_size = 10*1024*1024;
+    params.timeout  = 10; // seconds
+
     const std::string what = "'" + common_aircache_shown(url) + "' cannot be fetched: ";
+    LOG_INF("fetching '%s'\n", common_aircache_shown(url).c_str());
+    std::pair<long, std::vector<char>> res;
     try {
-        auto res = common_remote_get_content(url, params);
-        if (res.first >= 200 && res.first < 300) {
-            return res;
-        }
-        refuse(what + "status " + std::to_string(res.first));
-    } catch (const std::invalid_argument &) {
-        throw;
+        res = common_remote_get_content(url, params);
     } catch (const std::exception & e) {
         refuse(what + common_aircache_shown(e.what()));
+    }
+    if (res.first < 200 || res.first >= 300) {
+        refuse(what + "status " + std::to_string(res.first));
+    }
+    return { res.second.begin(), res.second.end() };
+}
+
+bool server_aircache_media(const std::string & url, std::vector<server_aircache_bytes> & files) {
+    if (server_aircache_data(url, files)) {
+        return true;
+    }
+    if (!begins(lower(url.substr(0, 4)), "http")) {
+        return false;
+    }
+    files.push_back(fetch(url));
+    return true;
+}
+
+//
+// parts of messages
+//
+
+static bool is_part(const common_json & part, const char * type) {
+    return part.is_object() && part.contains("type") && part.at("type").is_string() && part.at("type").get<std::string>() == type;
+}
+
+void server_aircache_check_content(const common_json & content, bool allow_image) {
+    if (!allow_image || !content.is_array()) {
+        return;
+    }
+    for (const auto & part : content) {
+        if (is_part(part, "image_url")) {
+            server_aircache_url(part, "image_url");
+        }
     }
 }
 
@@ -203,24 +239,49 @@ void server_aircache_check_source(const common_json & block) {
     }
 }
 
+// of the images among the parts, and in the results of tools
+static void check_sources(const common_json & object) {
+    if (!object.is_object() || !object.contains("content") || !object.at("content").is_array()) {
+        return;
+    }
+    for (const auto & part : object.at("content")) {
+        if (is_part(part, "image")) {
+            server_aircache_check_source(part);
+        } else if (is_part(part, "tool_result")) {
+            check_sources(part);
+        }
+    }
+}
+
+common_json server_aircache_from_anthropic(const common_json & body) {
+    if (body.contains("messages") && body.at("messages").is_array()) {
+        for (const auto & message : body.at("messages")) {
+            check_sources(message);
+        }
+    }
+    common_json res = common_json::object();
+    for (const char * field : COMMON_AIRCACHE_FIELDS) {
+        if (body.contains(field)) {
+            res[field] = body.at(field);
+        }
+    }
+    return res;
+}
+
 //
 // files
 //
 
-std::vector<std::vector<uint8_t>> server_aircache_files(const common_json & prompt) {
+server_aircache_bytes server_aircache_file(const common_json & prompt, const common_json & entry) {
     const common_json & data = prompt.at("multimodal_data");
     if (!prompt.at("prompt_string").is_string() || !data.is_array()) {
         refuse("\"prompt_string\" must be a string and \"multimodal_data\" an array of base64 texts, got " +
             std::string(kind_of(prompt.at("prompt_string"))) + " and " + kind_of(data));
     }
-    std::vector<std::vector<uint8_t>> res;
-    for (const auto & entry : data) {
-        if (!entry.is_string()) {
-            refuse(std::string("\"multimodal_data\" must hold base64 texts, not ") + kind_of(entry));
-        }
-        res.push_back(decode_base64(entry.get<std::string>()));
+    if (!entry.is_string()) {
+        refuse(std::string("\"multimodal_data\" must hold base64 texts, not ") + kind_of(entry));
     }
-    return res;
+    return decode_base64(entry.get<std::string>());
 }
 
 // Sound and films by how they begin: nothing else is given to decoders that guess.
@@ -235,8 +296,9 @@ static bool is_sound_or_film(std::string_view file) {
         (has("\x47") && has("\x47", 188)); // packets of a transport stream
 }
 
-mtmd_helper_bitmap_wrapper server_aircache_bitmap(const mtmd_context * mctx, const std::vector<uint8_t> & file,
-        bool placeholder, const mtmd_helper_init_opt & opt) {
+// never null
+static mtmd_helper_bitmap_wrapper load(mtmd_context * mctx, const server_aircache_bytes & file, bool placeholder,
+        const mtmd_helper_init_opt & opt) {
     const std::string_view bytes((const char *) file.data(), file.size());
     if (!aircache_picture_is(bytes) && is_sound_or_film(bytes)) {
         const auto res = mtmd_helper_bitmap_init_from_buf(mctx, file.data(), file.size(), placeholder, opt);
@@ -255,6 +317,18 @@ mtmd_helper_bitmap_wrapper server_aircache_bitmap(const mtmd_context * mctx, con
     res.bitmap = mtmd_bitmap_init(picture.nx, picture.ny, placeholder ? nullptr : picture.rgb.data());
     mtmd_bitmap_set_id(res.bitmap, placeholder ? nullptr : hash_sha256_hex(file.data(), file.size()).c_str());
     return res;
+}
+
+bool server_aircache_load(mtmd_context * mctx, const std::vector<server_aircache_bytes> & files, bool placeholder,
+        const mtmd_helper_init_opt & opt, mtmd::bitmaps & bitmaps, std::vector<mtmd_helper::video_ptr> & videos) {
+    for (const auto & file : files) {
+        const auto media = load(mctx, file, placeholder, opt);
+        bitmaps.entries.emplace_back(media.bitmap);
+        if (media.video_ctx) {
+            videos.emplace_back(media.video_ctx);
+        }
+    }
+    return true;
 }
 
 void server_aircache_check_tokenized(int32_t status, size_t n_files) {

@@ -1,148 +1,37 @@
 #include "aircache-params.h"
 
+#include "policy/grammar.h"
+
 #include <algorithm>
-#include <cstring>
 #include <iterator>
+#include <locale>
 #include <sstream>
 #include <stdexcept>
 #include <tuple>
-#include <vector>
-
-static const struct { const char * name; llama_aircache_allocation value; } ALLOCATIONS[] = {
-    { "strength+skewness", LLAMA_AIRCACHE_ALLOC_AIRCACHE },
-    { "uniform",           LLAMA_AIRCACHE_ALLOC_UNIFORM  },
-    { "pyramid",           LLAMA_AIRCACHE_ALLOC_PYRAMID  },
-    { "strength",          LLAMA_AIRCACHE_ALLOC_STRENGTH },
-    { "skewness",          LLAMA_AIRCACHE_ALLOC_SKEWNESS },
-    { "prefix",            LLAMA_AIRCACHE_ALLOC_PREFIX   },
-    { "vl",                LLAMA_AIRCACHE_ALLOC_VL       },
-};
 
 [[noreturn]] static void refuse(const char * field, const std::string & why) {
     throw std::invalid_argument(std::string(field) + " " + why);
 }
 
 std::string common_aircache_shown(const std::string & text) {
-    std::string res = text.substr(0, 80);
-    std::replace_if(res.begin(), res.end(), [](unsigned char c) { return c < 32 || c > 126; }, '?');
-    return text.size() > res.size() ? res + "..." : res;
-}
-
-static std::string to_text(double value) {
-    std::ostringstream res;
-    res << value;
-    return res.str();
+    return aircache::shown(text);
 }
 
 // 0.1 for 0.1f, as the Python package hands it over: budgets are to be the same
 static double decimal(float value) {
-    return std::stod(to_text(value));
+    std::ostringstream res;
+    res.imbue(std::locale::classic());
+    res << value;
+    return aircache::parse_number("keep", res.str());
 }
 
-static float share(const char * field, double value) {
-    if (!(value > 0.0 && value <= 1.0 && (float) value > 0.0f)) {
-        refuse(field, "must be greater than 0 and at most 1, got " + to_text(value));
-    }
-    return value;
-}
-
-static double number(const char * field, const std::string & text) {
+// a field is named as its part is, behind aircache_; so are the grammar's messages
+static void set_part(llama_aircache_method & m, const char * part, const std::string & text) {
     try {
-        size_t n;
-        const double res = std::stod(text, &n);
-        const char * digits = "+-.0123456789eE"; // no inf, nan, 0x10 or white space
-        if (n == text.size() && text.find_first_not_of(digits) == std::string::npos) {
-            return res;
-        }
-    } catch (const std::exception &) {
+        aircache::method_set(m, part, text);
+    } catch (const std::invalid_argument & e) {
+        throw std::invalid_argument("aircache_" + std::string(e.what()));
     }
-    refuse(field, "must be a number, got '" + common_aircache_shown(text) + "'");
-}
-
-std::string common_aircache_methods() {
-    std::string res;
-    for (int32_t i = 0; const char * name = llama_aircache_method_name(i); ++i) {
-        res += (i > 0 ? ", " : "") + std::string(name);
-    }
-    return res;
-}
-
-//
-// windows: the texts that the Python package reads, too
-//
-
-static int32_t window_size(const std::string & text) {
-    const bool digits = !text.empty() && text.size() < 9 && text.find_first_not_of("0123456789") == std::string::npos;
-    const int  res    = digits ? std::stoi(text) : 0;
-    if (res < 1 || res > 65536) {
-        refuse("aircache_window", "must observe a whole number of tokens from 1 to 65536, got '" + common_aircache_shown(text) + "'");
-    }
-    return res;
-}
-
-static void parse_window(const std::string & text, llama_aircache_method & m) {
-    std::vector<std::string> words;
-    std::istringstream in(text);
-    for (std::string word; std::getline(in, word, ':'); ) {
-        words.push_back(word);
-    }
-
-    const std::string name = words.empty() ? "" : words[0];
-    size_t used = 1;
-    if (name == "elite") {
-        m.window        = LLAMA_AIRCACHE_WINDOW_ELITE;
-        m.elite_content = false;
-        m.elite_last    = false;
-        for (; used < words.size(); ++used) {
-            if (words[used] == "content" && !m.elite_content) {
-                m.elite_content = true;
-            } else if (words[used] == "last" && !m.elite_last) {
-                m.elite_last = true;
-            } else if (used == 1) { // the very number that Python reads, not rounded as those of flags are
-                m.alpha = number("aircache_window", words[used]);
-                if (!(m.alpha > 0 && m.alpha <= 1)) {
-                    refuse("aircache_window", "must have a threshold greater than 0 and at most 1");
-                }
-            } else {
-                break;
-            }
-        }
-    } else if (name == "last" || name == "visual") {
-        m.window   = name == "last" ? LLAMA_AIRCACHE_WINDOW_LAST : LLAMA_AIRCACHE_WINDOW_VISUAL;
-        m.window_n = words.size() > 1 ? window_size(words[used++]) : 32;
-    } else if (name == "text") {
-        m.window       = LLAMA_AIRCACHE_WINDOW_TEXT;
-        m.text_weights = words.size() > 1 && words[1] == "weighted";
-        used += m.text_weights;
-    } else if (name == "all") {
-        m.window = LLAMA_AIRCACHE_WINDOW_ALL;
-    } else {
-        used = 0;
-    }
-    if (used == 0 || used != words.size() || text.back() == ':') {
-        refuse("aircache_window", "must be elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N] or all, got '" + common_aircache_shown(text) + "'");
-    }
-}
-
-std::string common_params_aircache::window_name() const {
-    const auto m = resolve();
-    switch (m.window) {
-        case LLAMA_AIRCACHE_WINDOW_ELITE:  return "elite:" + to_text(m.alpha) + (m.elite_content ? ":content" : "") + (m.elite_last ? ":last" : "");
-        case LLAMA_AIRCACHE_WINDOW_LAST:   return "last:" + std::to_string(m.window_n);
-        case LLAMA_AIRCACHE_WINDOW_TEXT:   return m.text_weights ? "text:weighted" : "text";
-        case LLAMA_AIRCACHE_WINDOW_VISUAL: return "visual:" + std::to_string(m.window_n);
-        default:                           return "all";
-    }
-}
-
-std::string common_params_aircache::allocation_name() const {
-    const auto m = resolve();
-    for (const auto & a : ALLOCATIONS) {
-        if (a.value == m.allocation) {
-            return a.name;
-        }
-    }
-    return "";
 }
 
 //
@@ -150,37 +39,29 @@ std::string common_params_aircache::allocation_name() const {
 //
 
 void common_params_aircache::set_keep(double value) {
-    keep = share("aircache_keep", value);
+    keep = aircache::check_share("aircache_keep", value);
 }
 
 void common_params_aircache::set_alpha(double value) {
-    alpha = share("aircache_alpha", value);
+    alpha = aircache::check_share("aircache_alpha", value);
 }
 
 void common_params_aircache::set_method(const std::string & value) {
-    llama_aircache_method m;
-    if (llama_aircache_method_by_name(value.c_str(), &m) != LLAMA_AIRCACHE_OK) {
-        refuse("aircache_method", "must be one of " + common_aircache_methods() + ", got '" + common_aircache_shown(value) + "'");
-    }
+    auto m = llama_aircache_method_default();
+    set_part(m, "method", value);
     method = value;
 }
 
 void common_params_aircache::set_window(const std::string & value) {
-    llama_aircache_method m = {};
-    parse_window(value, m);
+    auto m = llama_aircache_method_default();
+    set_part(m, "window", value);
     window = value;
 }
 
 void common_params_aircache::set_allocation(const std::string & value) {
-    std::string known;
-    for (const auto & a : ALLOCATIONS) {
-        if (value == a.name) {
-            allocation = value;
-            return;
-        }
-        known += (known.empty() ? "" : ", ") + std::string(a.name);
-    }
-    refuse("aircache_allocation", "must be one of " + known + ", got '" + common_aircache_shown(value) + "'");
+    auto m = llama_aircache_method_default();
+    set_part(m, "allocation", value);
+    allocation = value;
 }
 
 void common_params_aircache::set_request_fields(const std::string & value) {
@@ -214,8 +95,8 @@ void common_params_aircache::check_allowed(const std::string & field) const {
 }
 
 void common_params_aircache::set(const std::string & field, const std::string & value) {
-    if      (field == "aircache_keep")       { set_keep(number(field.c_str(), value)); }
-    else if (field == "aircache_alpha")      { set_alpha(number(field.c_str(), value)); }
+    if      (field == "aircache_keep")       { set_keep(aircache::parse_number(field, value)); }
+    else if (field == "aircache_alpha")      { set_alpha(aircache::parse_number(field, value)); }
     else if (field == "aircache_method")     { set_method(value); }
     else if (field == "aircache_window")     { set_window(value); }
     else if (field == "aircache_allocation") { set_allocation(value); }
@@ -224,16 +105,14 @@ void common_params_aircache::set(const std::string & field, const std::string & 
 }
 
 llama_aircache_method common_params_aircache::resolve() const {
-    llama_aircache_method m = llama_aircache_method_default();
-    llama_aircache_method_by_name(method.c_str(), &m);
+    auto m = llama_aircache_method_default();
+    set_part(m, "method", method);
     m.keep = decimal(keep);
     if (!window.empty()) {
-        parse_window(window, m);
+        set_part(m, "window", window);
     }
-    for (const auto & a : ALLOCATIONS) {
-        if (allocation == a.name) {
-            m.allocation = a.value;
-        }
+    if (!allocation.empty()) {
+        set_part(m, "allocation", allocation);
     }
     if (alpha > 0.0f) {
         if (m.window != LLAMA_AIRCACHE_WINDOW_ELITE || m.score != LLAMA_AIRCACHE_SCORE_ATTENTION) {
@@ -243,6 +122,10 @@ llama_aircache_method common_params_aircache::resolve() const {
         m.alpha = decimal(alpha);
     }
     return m;
+}
+
+std::string common_params_aircache::part(const char * name) const {
+    return aircache::method_get(resolve(), name);
 }
 
 bool common_params_aircache::operator==(const common_params_aircache & other) const {
@@ -259,13 +142,13 @@ const common_aircache_flag & common_aircache_get_flag(size_t i) {
         { "aircache_keep", "--aircache-keep", "LLAMA_ARG_AIRCACHE_KEEP", "SHARE",
             "share of an image's KV cells to keep once the prompt is decoded, in (0, 1] (default: 1, keep all)" },
         { "aircache_method", "--aircache-method", "LLAMA_ARG_AIRCACHE_METHOD", "NAME",
-            "how the kept cells are chosen: " + common_aircache_methods() + " (default: aircache)" },
+            "how the kept cells are chosen: " + aircache::method_names() + " (default: aircache)" },
         { "aircache_alpha", "--aircache-alpha", "LLAMA_ARG_AIRCACHE_ALPHA", "A",
             "threshold of the elite window, in (0, 1] (default: the method's, 0.9)" },
         { "aircache_window", "--aircache-window", "LLAMA_ARG_AIRCACHE_WINDOW", "WINDOW",
             "tokens that rate the cells: elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N], all (default: the method's)" },
         { "aircache_allocation", "--aircache-allocation", "LLAMA_ARG_AIRCACHE_ALLOCATION", "NAME",
-            "how layers share the kept cells: strength+skewness, uniform, pyramid, strength, skewness, prefix, vl (default: the method's)" },
+            "how layers share the kept cells: " + aircache::allocation_names() + " (default: the method's)" },
         { "aircache_request_fields", "--aircache-request-fields", "LLAMA_ARG_AIRCACHE_REQUEST_FIELDS", "LIST",
             "which of keep,method,alpha,window,allocation a request may set as aircache_...: names with commas, all or none (default: all)" },
     };

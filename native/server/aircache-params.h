@@ -17,10 +17,12 @@ struct common_params_aircache {
     float       keep   = 1.0f;       // kept share of the visual cells, (0, 1]; 1: nothing is done
     std::string method = "aircache"; // llama_aircache_method_by_name
     float       alpha  = 0.0f;       // threshold of an elite window, (0, 1]; 0: the method's own
-    std::string window;              // elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N], all; "": the method's own
-    std::string allocation;          // strength+skewness, uniform, ...; "": the method's own
+    std::string window;              // policy/grammar.h has the words; "": the method's own
+    std::string allocation;          // likewise
 
-    uint32_t request_fields = ~0u;   // those of COMMON_AIRCACHE_FIELDS that requests may set, a bit each
+    uint32_t    request_fields = ~0u;  // those of COMMON_AIRCACHE_FIELDS that requests may set, a bit each
+    bool        of_request = false;    // a request's own, not the server's
+    std::string refused;               // why this server can compress no request, empty if it can
 
     // anything to do? false: requests behave exactly as without compression
     bool active() const { return keep < 1.0f && method != "full"; }
@@ -44,14 +46,11 @@ struct common_params_aircache {
     // The method that all of this asks for. Throws std::invalid_argument naming the field where parts do not fit together.
     llama_aircache_method resolve() const;
 
-    // as one reads them back: the parts of the resolved method
-    std::string window_name() const;
-    std::string allocation_name() const;
+    // a part of the resolved method as text, which reads back to the same
+    std::string part(const char * name) const;
 
     bool operator==(const common_params_aircache & other) const;
 };
-
-std::string common_aircache_methods(); // known names, separated by ", "
 
 // for messages: 80 characters of a text at most, all of them printable
 std::string common_aircache_shown(const std::string & text);

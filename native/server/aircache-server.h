@@ -1,9 +1,12 @@
-// Compression in llama-server: what patches/0003 calls. docs/server.md says what users see of it.
+// Compression in llama-server: what patches/0003 calls, a call a place. docs/server.md says what users see of it.
 //
-// A request's images are compressed once its whole prompt is decoded and before its first token is sampled:
+// Two objects are put into llama.cpp's. server_tokens holds a server_aircache_tokens: what a request wants, what a slot's
+// cells are; so that it goes wherever tokens go. A slot holds the observer of the prompt it decodes. A request's images are
+// compressed once its whole prompt is decoded and before its first token is sampled:
 //   server_aircache_observer::observe    before the first image is decoded
-//   server_aircache_observer::finish     after the decode that held the prompt's last token
+//   server_aircache_compress             after the decode that held the prompt's last token
 // What of a slot's cells the next request can use is decided in one place: server_aircache_reusable.
+// Counters and kept embeddings are the process's: llama-server is one server.
 #pragma once
 
 #include "aircache-params.h"
@@ -12,32 +15,43 @@
 
 #include "json.h"
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
-#include <list>
 #include <memory>
 #include <ostream>
 #include <string>
-#include <unordered_map>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 struct common_memory;
 struct common_params;
+struct server_slot_stats;
 struct server_task_result;
 struct server_tokens;
 
-// Throws std::invalid_argument, naming the field, where a request (or the flags) asks for what this server cannot do.
-void server_aircache_check(const common_params & params, const common_params_aircache & wanted);
+//
+// requests: aircache-request.cpp
+//
 
-// The settings of a request as one reads them back, behind those in `res`.
+// Once the model is loaded: finds out whether requests can be compressed (params.aircache.refused). false, with the reason
+// in the log, when the flags ask for what this server cannot do.
+bool server_aircache_init(common_params & params, llama_context * ctx_tgt, const llama_context * ctx_dft, bool has_images);
+
+// Where the number of slots is the server's to choose: compressed slots need streams of their own.
+void server_aircache_set_streams(common_params & params);
+
+// What a request's body asks for, and the flags where it says nothing. Throws std::invalid_argument, naming the field.
+common_params_aircache server_aircache_read(const common_params & params, const common_json & body);
+
+// The settings of a request as one reads them back, behind those in `res`; outside of requests those of the flags.
 common_json server_aircache_add_params(const common_params_aircache & params, common_json res);
 
-// One field of a request. Throws std::invalid_argument.
-void server_aircache_read(common_params_aircache & params, const std::string & field, const common_json & value);
+//
+// prompts: aircache-prompt.cpp
+//
 
-// What a slot's cells hold of compressed images. Part of server_prompt, so whatever clears a prompt clears it.
+// What a slot's cells hold of compressed images.
 struct server_prompt_aircache {
     size_t n_tokens = 0;            // tokens of the prompt when it was compressed; 0: it is not
     common_params_aircache params;  // how
@@ -51,10 +65,18 @@ struct server_prompt_aircache {
     // bytes now that the prompt has grown to n_tokens_now: every later token takes a cell in every layer
     int64_t kv_bytes_now(size_t n_tokens_now) const;
 
-    // What of n_past tokens can be kept: the compressed prefix stays or goes as a whole. Forgets it when it goes.
-    int32_t clamp(int32_t n_past);
-
     common_json to_json(size_t n_tokens_now) const; // of /slots
+};
+
+// Part of server_tokens.
+struct server_aircache_tokens {
+    common_params_aircache wanted; // of a request's prompt
+    server_prompt_aircache cells;  // of a slot's
+
+    bool compressed() const { return cells.n_tokens > 0; }
+
+    // "aircache" of /slots, when there is something to say
+    void add_to(common_json & slot, size_t n_tokens_now) const;
 };
 
 // "aircache" in the timings of a response
@@ -70,44 +92,25 @@ struct server_aircache_stats {
     std::string error;     // why nothing was compressed although it was asked for
     bool    lost      = false; // and the slot's cells are gone: the request cannot be answered
 
-    common_json to_json() const;
+    void add_to(common_json & timings) const;
 };
 
-// of /metrics
-struct server_aircache_metrics {
-    void write(std::ostream & out) const;
-
-    bool     shown    = false;
-    uint64_t n_visual = 0;
-    double   n_kept   = 0;
-    double   ms       = 0;
-    uint64_t n_reused = 0;
-};
-
-// Once the model is loaded: finds out whether requests can be compressed (params.aircache_refused). Throws
-// std::invalid_argument when the flags ask for what this server cannot do.
-void server_aircache_init(common_params & params, llama_context * ctx_tgt, const llama_context * ctx_dft, bool has_images,
-        server_aircache_metrics & metrics);
-
-// The number of leading tokens of `prompt` whose cells can be used when the slot holds `cached`. The rule:
+// The number of leading tokens of `prompt` whose cells can be used when a slot holds `cached`, of the n_common that are the
+// same. The rule:
 //  - Nothing compressed, nothing to compress: the common prefix, as ever.
 //  - A compressed prefix can be used only as a whole, by a request that goes on behind it, generated text included, and
 //    asks for the same compression. So no question is answered from cells that another one chose, except for the next
 //    turns of the same conversation.
 //  - Images that are to be compressed are decoded together with all that follows them, because what follows chooses
 //    their cells: the prefix ends before the first image that is not compressed yet.
-size_t server_aircache_reusable(const server_tokens & cached, const server_prompt_aircache & compressed,
-        const server_tokens & prompt, const common_params_aircache & wanted);
+size_t server_aircache_reusable(const server_tokens & cached, const server_tokens & prompt, size_t n_common);
 
-// Removes a sequence's cells from position p0 on, in the draft model's memory as well. false: it is compressed and cannot
-// be cut there.
-bool server_aircache_truncate(const common_memory & mem, llama_seq_id seq, llama_pos p0);
+// Removes what a slot's memory holds from position p0 on, behind the tokens that are kept; in the draft model's as well.
+// false: the compressed prefix would be cut, which stays or goes as a whole.
+bool server_aircache_truncate(const common_memory & mem, llama_seq_id seq, server_tokens & kept, llama_pos p0);
 
-// Several answers to a request of the OpenAI kind become one, answers[0]: usage and timings of all of them in it.
-void server_aircache_sum_usage(common_json & answers, const std::vector<std::unique_ptr<server_task_result>> & results);
-
-// The same for streamed ones: the usage of all stands in the last of them. n_decoded: of those before it.
-void server_aircache_sum_usage(server_task_result & result, int32_t & n_decoded, bool is_last);
+// of a slot whose images are compressed, when its state is to be saved
+inline constexpr char SERVER_AIRCACHE_NO_FILE[] = "The slot's images are compressed (aircache_keep), which a file cannot hold";
 
 // The prompt that a slot is decoding.
 class server_aircache_observer {
@@ -117,14 +120,13 @@ public:
 
     // Call before an image at n_past is decoded. Does nothing when the prompt is observed already, or nothing is wanted.
     // When it fails, the prompt goes on uncompressed and finish() reports the error.
-    void observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx,
-            const server_tokens & prompt, size_t n_past, const common_params_aircache & wanted);
+    void observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx, const server_tokens & prompt, size_t n_past);
 
     // Call when the last token of the prompt is decoded. Chooses and moves; on failure nothing has changed, unless it
     // returns false: then the slot's cells are lost. `yield` runs what it is given while the server answers other requests;
     // the results are written once it is back, as /slots and /metrics read them.
     bool finish(llama_context * ctx, llama_seq_id seq, size_t n_tokens, const common_params_aircache & wanted,
-            server_prompt_aircache & prompt, server_aircache_stats & stats, server_aircache_metrics & metrics,
+            server_prompt_aircache & cells, server_aircache_stats & stats,
             const std::function<void(std::function<void()> &&)> & yield);
 
     // the request is over, whatever came of it
@@ -138,33 +140,60 @@ private:
     std::string error; // of observe
 };
 
-// Image embeddings by content, least recently used out first: another question on an image costs no vision encode.
-class server_aircache_embds {
-public:
-    // of the media chunk at token idx: of the batch that encoded it, else a kept one; null: neither has it (either may be
-    // null itself). Valid until the next store().
-    static float * find(server_aircache_embds * kept, mtmd_batch * batch, const server_tokens & prompt, size_t idx);
+// After a sub-batch [off, off + n) is decoded: compresses the images of the prompts whose last token was in it. fail(slot, why)
+// tells a slot's client. A template, because server-context.cpp alone knows what a slot is.
+template <class Slots, class Queue, class Fail>
+void server_aircache_compress(Slots & slots, int32_t off, int32_t n, Queue & queue, Fail fail) {
+    for (auto & slot : slots) {
+        using state = std::decay_t<decltype(slot.state)>;
+        if (slot.state != state::SLOT_STATE_DONE_PROMPT || slot.task->is_child() || slot.i_batch < off || slot.i_batch >= off + n) {
+            continue;
+        }
+        const bool ok = slot.aircache.finish(slot.ctx_tgt, slot.id, slot.prompt.n_tokens(), slot.task->tokens.aircache.wanted,
+            slot.prompt.tokens.aircache.cells, slot.stats.aircache,
+            [&](std::function<void()> && work) { queue.yield_to_queue(std::move(work)); });
+        if (ok) {
+            continue;
+        }
+        const int         id_task = slot.task->id;
+        const std::string error   = "the compression of the prompt's images failed: " + slot.stats.aircache.error;
+        for (auto & other : slots) { // with those that wait for its prompt
+            if (other.is_processing() && (other.task->id == id_task || other.task->id_parent == id_task)) {
+                fail(other, error);
+                other.prompt_clear();
+                other.release();
+            }
+        }
+    }
+}
 
-    bool contains(const server_tokens & prompt, size_t idx) const;
+//
+// image embeddings by content, kept for other questions on an image: aircache-embds.cpp
+//
 
-    // all of prompt's chunks that the batch has encoded
-    void store(mtmd_batch * batch, const server_tokens & prompt, size_t n_embd);
+// Of the media chunk at token idx: of the batch that encoded it, which is kept then, else a kept one; null: neither has it
+// (the batch may be null itself). Valid until the next call.
+float * server_aircache_embd(llama_context * ctx, mtmd_batch * batch, const server_tokens & prompt, size_t idx);
 
-    void clear();
+// Is there a kept one that this prompt may use?
+bool server_aircache_embd_kept(const server_tokens & prompt, size_t idx);
 
-    std::atomic<uint64_t> n_reused = 0; // read by /metrics from another thread
+void     server_aircache_embds_clear(); // of another model
+uint64_t server_aircache_embds_reused();
 
-private:
-    struct entry {
-        std::string        key;
-        std::vector<float> embd;
-    };
+//
+// answers: aircache-results.cpp
+//
 
-    float * take(const server_tokens & prompt, size_t idx);
+// Several answers to a request of the OpenAI kind become one, answers[0]: usage and timings of all of them in it.
+void server_aircache_sum_usage(common_json & answers, const std::vector<std::unique_ptr<server_task_result>> & results);
 
-    static std::string key(const server_tokens & prompt, size_t idx);
+// The same for streamed ones: the usage of all stands in the last of them. n_decoded: of those before it.
+void server_aircache_sum_usage(server_task_result & result, int32_t & n_decoded, bool is_last);
 
-    std::list<entry> entries; // most recently used first
-    std::unordered_map<std::string, std::list<entry>::iterator> index;
-    size_t n_bytes = 0;
-};
+void server_aircache_add_timings(const server_slot_stats & stats, common_json & res);
+
+// of /metrics; shown: by a server that can compress
+void server_aircache_count(int32_t n_visual, double n_kept, double ms);
+void server_aircache_show_metrics(bool shown);
+void server_aircache_write_metrics(std::ostream & out);

@@ -1,13 +1,22 @@
-// InternVL's tiles as its Python code chooses them; patches/0005 declares the method.
-#include "mtmd-image.h"
+#include "internvl.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-// The grid of tiles whose aspect ratio is closest to the picture's; of equally close ones the largest that the picture
-// fills by half or more. A picture of one tile is its own overview.
-mtmd_image_preprocessor_llava_uhd::slice_instructions mtmd_image_preprocessor_internvl::get_slice_instructions(const clip_image_size & original_size) const {
+mtmd_image_preproc_out aircache_preprocessor_internvl::preprocess(const clip_image_u8 & img) const {
+    const auto tiles  = get_slice_instructions(img.get_size());
+    const auto sliced = slice_image(img, tiles);
+
+    mtmd_image_preproc_out res;
+    res.append(hparams, sliced.slices, true);
+    res.append_overview(hparams, sliced.overview, true);
+    res.grid_x = tiles.grid_size.width;
+    res.grid_y = tiles.grid_size.height;
+    return res;
+}
+
+mtmd_image_preprocessor_llava_uhd::slice_instructions aircache_preprocessor_internvl::get_slice_instructions(const clip_image_size & original_size) const {
     const int    size  = hparams.image_size;
     const int    n_min = std::max(hparams.preproc_min_tiles, 1);
     const int    n_max = hparams.preproc_max_tiles; // some dozens: aircache_check_projector

@@ -1,0 +1,211 @@
+// A slot's prompt: what of it can be used again, and the compression of its images.
+#include "aircache-server.h"
+#include "aircache-tokens.h"
+
+#include "aircache-mtmd.h"
+#include "common.h"
+#include "log.h"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+
+//
+// what can be used again
+//
+
+namespace {
+
+// Images at and behind token `from` that are to be compressed. With sound in the prompt none are: its tokens are
+// neither text that observes nor cells that can be dropped.
+std::vector<server_aircache_chunk> list_wanted(const server_tokens & prompt, size_t from) {
+    if (!prompt.aircache.wanted.active()) {
+        return {};
+    }
+    auto res = server_aircache_chunks(prompt);
+    if (!std::all_of(res.begin(), res.end(), [](const server_aircache_chunk & m) { return m.is_image(); })) {
+        return {};
+    }
+    res.erase(res.begin(), std::find_if(res.begin(), res.end(), [&](const server_aircache_chunk & m) { return m.idx >= from; }));
+    return res;
+}
+
+// 1 for the text tokens behind the first of the images that belong to the chat template: control tokens, and after an
+// image all from the end of the user's turn on
+std::vector<uint8_t> find_template(const llama_vocab * vocab, const server_tokens & prompt, const std::vector<server_aircache_chunk> & images) {
+    std::vector<uint8_t> res;
+    bool tail = false;
+    for (size_t i = images.front().idx; i < prompt.size(); ++i) {
+        if (prompt[i] == LLAMA_TOKEN_NULL) {
+            tail = false;
+            continue;
+        }
+        tail |= llama_vocab_is_eog(vocab, prompt[i]);
+        res.push_back(tail || llama_vocab_is_control(vocab, prompt[i]));
+    }
+    return res;
+}
+
+void check(int32_t status) {
+    if (status != LLAMA_AIRCACHE_OK) {
+        throw std::runtime_error(llama_aircache_error());
+    }
+}
+
+} // namespace
+
+size_t server_aircache_reusable(const server_tokens & cached, const server_tokens & prompt, size_t n_common) {
+    const auto & cells = cached.aircache.cells;
+    if (cells.n_tokens > 0) {
+        // not at n_common == n_tokens: the first token of the answer comes from the cells of the whole image
+        const bool goes_on = n_common > cells.n_tokens && prompt.aircache.wanted == cells.params;
+        if (!goes_on) {
+            return 0;
+        }
+    }
+
+    const auto images = list_wanted(prompt, cells.n_tokens);
+    return images.empty() ? n_common : std::min(n_common, images.front().idx);
+}
+
+bool server_aircache_truncate(const common_memory & mem, llama_seq_id seq, server_tokens & kept, llama_pos p0) {
+    if (kept.size() < kept.aircache.cells.n_tokens) {
+        kept.aircache.cells = {};
+        if (!kept.empty()) {
+            return false;
+        }
+    }
+    try {
+        mem.seq_rm(seq, p0, -1);
+        return true;
+    } catch (const std::exception & e) {
+        LOG_WRN("slot %d: %s\n", seq, e.what());
+        return false;
+    }
+}
+
+// of a request that continues a compressed prompt and has no new images
+static server_aircache_stats continued(const server_prompt_aircache & compressed, size_t n_tokens_now) {
+    server_aircache_stats res;
+    res.set      = true;
+    res.n_visual = compressed.n_visual;
+    res.n_kept   = compressed.n_kept;
+    res.keep     = compressed.params.resolve().keep;
+    res.method   = compressed.params.method;
+    res.kv_bytes = compressed.kv_bytes_now(n_tokens_now);
+    res.kv_bytes_full = (int64_t) n_tokens_now*compressed.kv_bytes_cell;
+    return res;
+}
+
+//
+// observe, compress
+//
+
+void server_aircache_observer::observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx,
+        const server_tokens & prompt, size_t n_past) {
+    const bool done   = observing || !error.empty();
+    const auto images = done ? std::vector<server_aircache_chunk>() : list_wanted(prompt, n_past);
+    if (images.empty()) {
+        return;
+    }
+
+    try {
+        std::vector<llama_aircache_span> spans;
+        for (const auto & image : images) {
+            const llama_pos p0 = prompt.pos_next(image.idx);
+            spans.push_back({ p0, p0 + mtmd_input_chunk_get_n_pos(image.chunk), aircache_token_grid(mctx, image.chunk).first });
+        }
+        const auto method      = prompt.aircache.wanted.resolve();
+        const auto is_template = find_template(llama_model_get_vocab(llama_get_model(ctx)), prompt, images);
+
+        check(llama_aircache_observe(ctx, seq, spans.data(), spans.size(), prompt.pos_next(), &method, is_template.data()));
+        observing = true;
+    } catch (const std::exception & e) {
+        error = e.what();
+        LOG_ERR("slot %d: its images are not compressed: %s\n", seq, error.c_str());
+    }
+}
+
+// budgets and kept cells; returns the number of kept cells in all layers
+static size_t choose_and_evict(llama_context * ctx, llama_seq_id seq, const llama_aircache_method & method, int32_t n_layer, int32_t n_visual) {
+    std::vector<float>   scores((size_t) n_layer*n_visual);
+    std::vector<double>  alive(n_layer);
+    std::vector<int32_t> budgets(n_layer);
+
+    const bool need_alive = method.allocation == LLAMA_AIRCACHE_ALLOC_VL;
+    check(llama_aircache_score(ctx, seq, &method, scores.data(), nullptr, need_alive ? alive.data() : nullptr));
+    check(llama_aircache_allocate(&method, scores.data(), need_alive ? alive.data() : nullptr, n_layer, n_visual, budgets.data(), nullptr, nullptr));
+
+    std::vector<int32_t> kept(std::accumulate(budgets.begin(), budgets.end(), (size_t) 0));
+    check(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), method.rank, kept.data()));
+    check(llama_aircache_evict(ctx, seq, budgets.data(), kept.data(), method.merge, false));
+    return kept.size();
+}
+
+std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observer::compress(llama_context * ctx, llama_seq_id seq,
+        size_t n_tokens, const server_prompt_aircache & before, const common_params_aircache & wanted) {
+    const int64_t t_start = llama_time_us();
+
+    server_prompt_aircache res = before;
+    bool lost = false;
+    if (observing) try {
+        int32_t n_layer;
+        int32_t n_visual;
+        check(llama_aircache_dims(ctx, seq, &n_layer, &n_visual, nullptr));
+        const size_t n_kept = choose_and_evict(ctx, seq, wanted.resolve(), n_layer, n_visual);
+        observing = false; // the eviction has ended it
+
+        llama_aircache_seq_stats stats;
+        check(llama_aircache_stats(ctx, seq, &stats));
+
+        res.n_tokens  = n_tokens;
+        res.params    = wanted;
+        res.n_visual += n_visual;
+        res.n_kept   += (double) n_kept/n_layer;
+        res.n_cells   = stats.n_cells;
+        res.kv_bytes  = stats.kv_bytes;
+        res.kv_bytes_cell = stats.kv_bytes_cell;
+    } catch (const std::exception & e) {
+        error = e.what();
+        lost  = llama_memory_seq_pos_max(llama_get_memory(ctx), seq) < 0; // in the middle of the moves: nothing is left
+        LOG_ERR("slot %d: its images are not compressed: %s\n", seq, error.c_str());
+        res = before;
+    }
+
+    auto timings = continued(res, n_tokens);
+    timings.keep   = wanted.resolve().keep;
+    timings.method = wanted.method;
+    timings.ms     = (llama_time_us() - t_start)/1000.0;
+    timings.error  = error;
+    timings.lost   = lost;
+    end(ctx, seq);
+    return { res, timings };
+}
+
+bool server_aircache_observer::finish(llama_context * ctx, llama_seq_id seq, size_t n_tokens, const common_params_aircache & wanted,
+        server_prompt_aircache & cells, server_aircache_stats & stats,
+        const std::function<void(std::function<void()> &&)> & yield) {
+    if (!active()) {
+        if (cells.n_tokens > 0) {
+            stats = continued(cells, n_tokens);
+        }
+        return true;
+    }
+
+    std::pair<server_prompt_aircache, server_aircache_stats> res;
+    yield([&]() {
+        res = compress(ctx, seq, n_tokens, cells, wanted);
+    });
+    server_aircache_count(res.first.n_visual - cells.n_visual, res.first.n_kept - cells.n_kept, res.second.ms);
+    cells = std::move(res.first);
+    stats = std::move(res.second);
+    return !stats.lost;
+}
+
+void server_aircache_observer::end(llama_context * ctx, llama_seq_id seq) {
+    if (observing) {
+        llama_aircache_clear(ctx, seq);
+        observing = false;
+    }
+    error.clear();
+}
