@@ -12,6 +12,7 @@ from ..chat.answer import Answer
 from ..chat.chat import Chat
 from ..images import Picture
 from ..methods.choice import refined
+from ..methods.grammar import read
 from ..methods.method import ALLOCATIONS
 from . import options, terminal
 from .arguments import is_picture_name, pictures_and_question, stdin, text_of
@@ -25,13 +26,13 @@ from .arguments import is_picture_name, pictures_and_question, stdin, text_of
 @options.mmproj()
 @options.no_mmproj
 @click.option("--image-urls", is_flag=True, help="An image may be an http(s) address.")
-@click.option("--keep", type=float, default=0.10, show_default=True, help="Share of visual KV cells to keep, (0, 1].")
+@click.option("--keep", metavar="SHARE", help="Share of visual KV cells to keep, (0, 1]; default: 0.1.")
 @click.option("--method", default="aircache", show_default=True, help="A name of `pyaircache methods`.")
-@click.option("--alpha", type=float, help="Threshold of an elite window, (0, 1]; default: 0.9.")
+@click.option("--alpha", metavar="SHARE", help="Threshold of an elite window, (0, 1]; default: 0.9.")
 @click.option("--window", metavar="WINDOW", help="Who observes: elite, last:16, text, visual:32 or all.")
 @click.option("--allocation", metavar="NAME", help=f"How layers share the cells: {', '.join(ALLOCATIONS)}.")
 @click.option("--pool", metavar="POOL", help="Pooling of scores: max:5, avg:5, max:3x3 (on the grid), none.")
-@click.option("--merge", type=float, help="Share of the dropped tokens to merge instead, [0, 1].")
+@click.option("--merge", metavar="SHARE", help="Share of the dropped tokens to merge instead, [0, 1].")
 @options.as_json
 @click.option("--heatmap", metavar="OUT.png", help="Paint what was kept onto the image.")
 @click.option("-c", "--ctx", type=int, help="Context window in tokens; default: the model's own, at most 32768.")
@@ -59,13 +60,13 @@ def ask(
     mmproj: str | None,
     no_mmproj: bool,
     image_urls: bool,
-    keep: float,
+    keep: str | None,
     method: str,
-    alpha: float | None,
+    alpha: str | None,
     window: str | None,
     allocation: str | None,
     pool: str | None,
-    merge: float | None,
+    merge: str | None,
     as_json: bool,
     heatmap: str | None,
     ctx: int | None,
@@ -91,14 +92,17 @@ def ask(
     The last argument is the question, unless --question gives it. Behind "--" nothing is an option: a question may
     begin with "-" there.
 
-    --window, --allocation, --pool and --merge replace that part of the method.
+    --alpha, --window, --allocation, --pool and --merge replace that part of the method, in the words of llama-server.
     """
     names, question = pictures_and_question(arguments, question)
     projector = options.projector(mmproj, no_mmproj)
     _check_heatmap(heatmap, names)
-    asking = options.given(
+    loading = options.given(
+        keep=read("keep", keep).keep if keep is not None else None,
         system=system,
         image_urls=image_urls or None,
+    )
+    asking = options.given(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
@@ -107,14 +111,14 @@ def ask(
         json_schema=text_of("--json-schema", json_schema, "{"),
         grammar=text_of("--grammar", grammar),
     )
-    chosen, alpha = refined(method, alpha, window=window, allocation=allocation, pool=pool, merge=merge, seed=seed)
+    parts = {"alpha": alpha, "window": window, "allocation": allocation, "pool": pool, "merge": merge}
+    chosen, threshold = refined(method, **parts, seed=seed)
     pictures: list[Picture] = [stdin() if name == "-" else name for name in names]
     chat = Chat(
         model,
         projector,
-        keep=keep,
         method=chosen,
-        alpha=alpha,
+        alpha=threshold,
         n_ctx=ctx,
         n_gpu_layers=n_gpu_layers,
         n_threads=threads,
@@ -122,6 +126,7 @@ def ask(
         cache_type_v=cache_type_v,
         rpc_servers=rpc_servers,
         verbose=verbose,
+        **loading,
     )
     asking |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..checks import flag, one_of, shown, whole
+from ..checks import flag, one_of, whole
 from ..engine.structs import EngineMethod
 from ..errors import ArgumentError
+from . import grammar
 
 PoolKind = Literal["avg", "max"]
 _NONE, _AVG, _MAX = range(3)  # pac_method.pool
@@ -41,20 +41,13 @@ class Pool:
 
     @staticmethod
     def parse(text: str) -> Pool | None:
-        """Reads ``max:5``, ``avg:5``, ``max:3x3`` (on the grid), or ``none``.
+        """Reads ``max:5``, ``avg:5``, ``max:3x3`` (on the grid), or ``none``. The engine does: its library is needed.
 
         Raises:
             ArgumentError: It is none of these.
+            EngineError: The engine library is missing.
         """
-        given = text if isinstance(text, str) else ""
-        if given == "none":
-            return None
-        kind, _, size = given.partition(":")
-        first, by, second = size.partition("x")
-        if kind in _POOLS and re.fullmatch("[0-9]{1,9}", first) and second == (first if by else ""):
-            return Pool("avg" if kind == "avg" else "max", int(first), grid=bool(by))
-        form = "max:N, avg:N, max:NxN, avg:NxN (on the grid) or none"
-        raise ArgumentError(f"pool {shown(text)}: must be of the form {form}")
+        return Pool.of(grammar.read("pool", text))
 
     @staticmethod
     def of(method: EngineMethod) -> Pool | None:

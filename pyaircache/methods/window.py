@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import flag, share, shown, whole
+from ..checks import flag, share, whole
 from ..engine.structs import EngineMethod
-from ..errors import ArgumentError
+from . import grammar
 
 _ELITE, _LAST, _TEXT, _VISUAL, _ALL = range(5)  # pac_method.window
-_FORMS = "elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N], all"
 
 
 class Window:
@@ -23,28 +21,13 @@ class Window:
     @staticmethod
     def parse(text: str) -> Window:
         """Reads a window's text: ``elite``, ``elite:0.5``, ``elite:0.9:content:last``, ``last:16``, ``text``,
-        ``text:weighted``, ``visual:32`` or ``all``.
+        ``text:weighted``, ``visual:32`` or ``all``. The engine does: its library is needed.
 
         Raises:
             ArgumentError: It is none of these.
+            EngineError: The engine library is missing.
         """
-        name, *words = text.split(":") if isinstance(text, str) else [""]
-        try:
-            if name == "elite":
-                alpha = _decimal(words.pop(0)) if words and words[0] not in ("content", "last") else Elite.alpha
-                flags = _flags(words, "content", "last")
-                return Elite(alpha, "content" in flags, "last" in flags)
-            if name == "text":
-                return Text(weighted="weighted" in _flags(words, "weighted"))
-            if name in ("last", "visual") and len(words) <= 1:
-                return (Last if name == "last" else Visual)(*map(_digits, words))
-            if name == "all" and not words:
-                return All()
-        except ArgumentError:
-            raise
-        except ValueError:
-            pass
-        raise ArgumentError(f"window {shown(text)}: must be of the form {_FORMS}")
+        return Window.of(grammar.read("window", text))
 
     @staticmethod
     def of(method: EngineMethod) -> Window:
@@ -164,22 +147,3 @@ WINDOWS: tuple[type[Window], ...] = (Elite, Last, Text, Visual, All)
 def number_text(value: float) -> str:
     """The shortest text of 6 digits or more that is the same number: what the engine writes, too."""
     return next(text for digits in range(6, 18) if float(text := f"{value:.{digits}g}") == value)
-
-
-# int and float also take white space, underscores and the digits of other scripts, which llama-server does not.
-def _digits(word: str) -> int:
-    if not re.fullmatch("[0-9]{1,8}", word):
-        raise ValueError(word)
-    return int(word)
-
-
-def _decimal(word: str) -> float:
-    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word):
-        raise ValueError(word)
-    return float(word)
-
-
-def _flags(words: list[str], *allowed: str) -> list[str]:
-    if not set(words) <= set(allowed) or len(set(words)) < len(words):
-        raise ValueError(words)
-    return words

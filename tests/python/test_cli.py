@@ -128,15 +128,18 @@ def test_options_of_the_answer_are_passed_when_they_are_given(fake, picture, mon
     monkeypatch.setattr(ask, "Chat", Recorder)
     always = {"max_tokens": 256, "temperature": 0.0, "seed": None, "stream": True}
     run("ask", picture, "What?")
-    assert Recorder.asked.pop("chat") and Recorder.asked == always
+    loading = Recorder.asked.pop("chat")
+    assert Recorder.asked == always
     (tmp_path / "a.gbnf").write_text("root ::= [0-9]+\n")
     (tmp_path / "schema.json").write_text('{"type": "object"}')
     numbers = {"top_k": 5, "top_p": 0.5, "min_p": 0.25, "repeat_penalty": 1.5, "seed": 3}
+    assert not {"keep", "system", "image_urls"} & set(loading)
     given = [word for name, value in numbers.items() for word in (f"--{name.replace('_', '-')}", value)]
-    given += ["--stop", "a", "--stop", "b", "--system", "Be brief.", "--grammar", tmp_path / "a.gbnf"]
-    run("ask", picture, "What?", *given, "--json-schema", tmp_path / "schema.json")
-    Recorder.asked.pop("chat")
-    texts = {"system": "Be brief.", "grammar": "root ::= [0-9]+\n", "json_schema": '{"type": "object"}'}
+    given += ["--stop", "a", "--stop", "b", "--system", "Be brief.", "--image-urls", "--grammar", tmp_path / "a.gbnf"]
+    run("ask", picture, "What?", *given, "--json-schema", tmp_path / "schema.json", "--keep", "0.5")
+    loading = Recorder.asked.pop("chat")
+    assert [loading[name] for name in ("keep", "system", "image_urls")] == [0.5, "Be brief.", True]
+    texts = {"grammar": "root ::= [0-9]+\n", "json_schema": '{"type": "object"}'}
     assert Recorder.asked == always | numbers | texts | {"stop": ("a", "b")}
     run("ask", picture, "What?", "--json-schema", ' {"type": "number"}')
     assert Recorder.asked["json_schema"] == ' {"type": "number"}'
@@ -175,16 +178,16 @@ def test_heatmaps(fake, picture, tmp_path):
         (["ask", "PICTURE", "What?", "--json-schema", "x"], 2, "--json-schema x cannot be read: No such file"),
         (["ask", "missing.png"], 2, "what is the question about"),
         (["ask", "PICTURE", "What?", "--nope"], 2, "No such option"),
-        (["ask", "PICTURE", "What?", "--keep", "many"], 2, "not a valid float"),
-        (["ask", "PICTURE", "What?", "--keep", "10"], 2, "keep must be greater than 0 and at most 1, got 10.0"),
-        (["ask", "PICTURE", "What?", "--keep", "nan"], 2, "got nan"),
+        (["ask", "PICTURE", "What?", "--keep", "many"], 2, "keep must be a number, got 'many'"),
+        (["ask", "PICTURE", "What?", "--keep", "10"], 2, "keep must be greater than 0 and at most 1, got 10"),
+        (["ask", "PICTURE", "What?", "--keep", "nan"], 2, "keep must be a number, got 'nan'"),
         (["ask", "PICTURE", "What?", "--alpha", "0"], 2, "alpha must be"),
         (["ask", "PICTURE", "What?", "--method", "magic"], 2, "known methods: aircache, snapkv, random, full"),
         (["ask", "PICTURE", "What?", "--method", "snapkv", "--alpha", "0.5"], 2, "'snapkv' has none; got 0.5"),
         (["ask", "PICTURE", "What?", "--window", "all", "--alpha", "0.5"], 2, "has none; got 0.5"),
-        (["ask", "PICTURE", "What?", "--window", "lots"], 2, "window 'lots': must be of the form elite"),
-        (["ask", "PICTURE", "What?", "--pool", "max:4"], 2, "pool size must be odd, got 4"),
-        (["ask", "PICTURE", "What?", "--merge", "2"], 2, "merge must be a number of at least 0 and at most 1, got 2.0"),
+        (["ask", "PICTURE", "What?", "--window", "lots"], 2, "window must be elite[:ALPHA][:content][:last], last[:N]"),
+        (["ask", "PICTURE", "What?", "--pool", "max:4"], 2, "pool must have an odd size from 1 to 65535, got 'max:4'"),
+        (["ask", "PICTURE", "What?", "--merge", "2"], 2, "merge must be at least 0 and at most 1, got '2'"),
         (["ask", "PICTURE", "What?", "--allocation", "fair"], 2, "allocation must be one of strength+skewness"),
         (["ask", "PICTURE", "What?", "--method", "full", "--pool", "max:5"], 2, "same as keep=1.0"),
         (["ask", "PICTURE", "What?", "--max-tokens", "0"], 2, "max_tokens must be"),
