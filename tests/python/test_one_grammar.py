@@ -112,6 +112,13 @@ def test_the_corpus(server: words.Server, part: str) -> None:
         agree(server, part, text)
 
 
+@pytest.mark.parametrize(
+    ("part", "text"), [("method", "random\0"), ("window", "all\0"), ("allocation", "vl\0"), ("keep", "0.5\0")]
+)
+def test_nothing_is_cut_at_a_nul(server: words.Server, part: str, text: str) -> None:
+    assert (python(part, text), server.part(part, text)) == (None, None)
+
+
 @pytest.mark.parametrize("part", [*FIELDS, "pool"])
 @settings(max_examples=60)
 @given(text=TEXTS)
