@@ -19,6 +19,8 @@ import pyaircache
 from pyaircache import ArgumentError, Span, model_files
 from pyaircache.cli import ask, describe, main, terminal
 
+pytestmark = pytest.mark.usefixtures("engine")  # with a fake engine, too: the library reads the words of options
+
 
 @pytest.fixture
 def picture(tmp_path):
