@@ -17,7 +17,8 @@ WHEELS = ROOT / "dist"  # a wheel that is there is taken as it is
 
 nox.options.sessions = ["tests", "lowest"]
 nox.options.error_on_missing_interpreters = False
-nox.needs_version = ">=2024.10.9"
+nox.options.download_python = "never"
+nox.needs_version = ">=2025.10.16"
 
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
