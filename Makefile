@@ -2,6 +2,7 @@
 # make test    builds everything, also the unpatched libllama for comparison, and runs all tests
 # make check   the quick ones of them, in less than a minute: the pure parts, and the bundled model's answers
 # make lint    ruff and mypy
+# make pythons the package on each Python from 3.10 to 3.14 that is here, and with the oldest dependencies: noxfile.py
 # make build   only builds: the package is then importable from .venv and from here
 # make docs-api writes docs/api.md from the docstrings; make plots draws the pictures of README.md anew
 # make quality renews the tables of README.md and docs/quality.md with the bundled model (a quarter of an hour); then make plots
@@ -13,6 +14,7 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0# taken first, by itself: TORCH="--index-url ... torch" picks another build of it
 PYTEST_ARGS ?=
+NOX_ARGS ?=
 TEST_JOBS ?= 2# processes that share the tests; most of these use one core
 
 VENV := .venv
@@ -29,10 +31,10 @@ SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock \
 	$(wildcard tests/native/*.cpp tests/native/*.h tests/native/CMakeLists.txt fuzz/*.cpp fuzz/*.h fuzz/CMakeLists.txt) \
 	$(shell find cmake native patches -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test check lint build stock quality docs-api plots clean distclean FORCE
+.PHONY: demo test check lint pythons build stock quality docs-api plots clean distclean FORCE
 
 demo: build
-	$(PY) -m pyaircache.cli.demo
+	$(PY) -m pyaircache demo
 
 test: build $(VENV)/tests.done stock
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
@@ -41,7 +43,7 @@ test: build $(VENV)/tests.done stock
 CHECKS := tests/bench/test_figures.py tests/bench/test_scripts.py tests/build/test_fetch.py \
 	tests/convert/test_source.py tests/convert/test_tokenizer.py tests/docs/test_api.py tests/docs/test_links.py \
 	tests/engine/test_budgets.py \
-	$(filter-out %_bundled.py %/test_loading.py,$(wildcard tests/python/test_*.py)) \
+	$(filter-out %_bundled.py %/test_loading.py %/test_typing.py,$(wildcard tests/python/test_*.py)) \
 	tests/python/test_chat_bundled.py::test_bundled_samples_are_read
 
 check: build $(VENV)/tests.done
@@ -61,6 +63,9 @@ plots: build $(VENV)/tests.done
 lint: $(VENV)/lint.done
 	$(PY) -m ruff check
 	$(PY) -m mypy
+
+pythons: build $(VENV)/nox.done
+	$(PY) -m nox $(NOX_ARGS)
 
 build: build/build.done
 
@@ -97,6 +102,10 @@ $(VENV)/tests.done: pyproject.toml | $(PY)
 
 $(VENV)/lint.done: pyproject.toml | $(PY)
 	$(PIP) install -q $$($(PY) cmake/requires.py lint)
+	@touch $@
+
+$(VENV)/nox.done: pyproject.toml | $(PY)
+	$(PIP) install -q $$($(PY) cmake/requires.py nox)
 	@touch $@
 
 # Rewritten only when the options change: then the build runs again.

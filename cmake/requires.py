@@ -1,4 +1,7 @@
-"""Prints what the package and the extras named as arguments need, for pip: without building the package first."""
+"""Prints what the package, and the extras and dependency groups named as arguments, need: for pip, line by line.
+
+pip itself reads groups since 25.1, and extras only of a package that it has built.
+"""
 
 import sys
 from pathlib import Path
@@ -8,6 +11,18 @@ try:
 except ImportError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 
-project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-for name in project["dependencies"] + [x for extra in sys.argv[1:] for x in project["optional-dependencies"][extra]]:
-    print(name)
+pyproject = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def needs(name):
+    """The requirements of an extra or a group, with those of the groups that it includes."""
+    listed = {**pyproject["project"]["optional-dependencies"], **pyproject["dependency-groups"]}
+    if name not in listed:
+        sys.exit(f"there is no extra or dependency group {name!r}; there are {', '.join(listed)}")
+    for one in listed[name]:
+        yield from needs(one["include-group"]) if isinstance(one, dict) else [one]
+
+
+wanted = pyproject["project"]["dependencies"] + [one for name in sys.argv[1:] for one in needs(name)]
+for requirement in dict.fromkeys(wanted):
+    print(requirement)

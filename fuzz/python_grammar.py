@@ -13,12 +13,13 @@ from pathlib import Path
 import atheris
 import source  # noqa: F401
 
-with atheris.instrument_imports(include=["pyaircache.checks", "pyaircache.window", "pyaircache.method"]):
+with atheris.instrument_imports(include=["pyaircache.checks", "pyaircache.methods"]):
     import words
 
     from pyaircache.errors import ArgumentError
     from pyaircache.methods.method import ALLOCATIONS, KEYS, SCORES, Method
-    from pyaircache.methods.window import Pool, Window
+    from pyaircache.methods.pool import Pool
+    from pyaircache.methods.window import Window
 
 server = words.Server(Path(os.environ["PYAIRCACHE_BIN"]) / "window-words")
 WORDS = ["elite", "last", "text", "visual", "all", "content", "weighted", ":", "0.5", "32", "1e-3", "max", "avg", "x"]

@@ -1,4 +1,4 @@
-"""The same text through both readers of windows: Python's and llama-server's (window_words.cpp)."""
+"""The same text through both readers of methods: Python's and llama-server's (window_words.cpp)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyaircache.methods.window import Window
 
 
 class Server:
-    """What llama-server makes of a window's text.
+    """What llama-server makes of the texts of flags and request fields.
 
     Args:
         program: window-words, as built.
@@ -19,14 +19,18 @@ class Server:
     def __init__(self, program: Path) -> None:
         self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def window(self, text: str) -> str | None:
-        """The window as it is read back; None: refused."""
+    def part(self, part: str, text: str) -> str | None:
+        """A part as it is read back; None: refused. part: keep, method, alpha, window or allocation."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(text.encode("utf-8", "surrogatepass").hex() + "\n")
+        self.process.stdin.write(f"{part} {text.encode('utf-8', 'surrogatepass').hex()}\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
-        assert line, f"window-words ended at {text!r}"
-        return None if line == "-\n" else str(Window.parse(line.rstrip("\n")))  # in Python's digits
+        assert line, f"window-words ended at {part} {text!r}"
+        return None if line == "-\n" else line.rstrip("\n")
+
+    def window(self, text: str) -> str | None:
+        """The window as it is read back; None: refused."""
+        return self.part("window", text)
 
     def close(self) -> None:
         """Ends the process."""

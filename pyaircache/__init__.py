@@ -40,7 +40,8 @@ from .errors import (
 from .images import Pages, Video
 from .methods.method import Method
 from .methods.policy import Policy
-from .methods.window import All, Elite, Last, Pool, Text, Visual, Window
+from .methods.pool import Pool
+from .methods.window import All, Elite, Last, Text, Visual, Window
 from .report.report import Report
 from .samples import Sample, sample
 

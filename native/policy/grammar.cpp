@@ -247,7 +247,8 @@ static std::string get_pool(const llama_aircache_method & m) {
 
 static void set_method(llama_aircache_method & m, const std::string & text) {
     const double keep = m.keep;
-    if (llama_aircache_method_by_name(text.c_str(), &m) != LLAMA_AIRCACHE_OK) {
+    // a request's text may hold NUL, where a C string would end
+    if (text.find('\0') != std::string::npos || llama_aircache_method_by_name(text.c_str(), &m) != LLAMA_AIRCACHE_OK) {
         refuse("method", "must be one of " + method_names() + got(text));
     }
     m.keep = keep;

@@ -1,1 +1,1 @@
-"""The command line: ``pyaircache``; one file a command."""
+"""The command line, ``pyaircache``: one file a command, `main` puts them together."""

@@ -1,11 +1,16 @@
-"""What `pyaircache info` tells about a model: what was loaded, and what pictures of given sizes become."""
+"""What `pyaircache info` tells: what is installed, what was loaded, and what pictures of given sizes become."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..chat.chat import Chat
+from ..engine import engine, library
 from ..engine.structs import Info, Span
+from ..model_files import BUNDLED_MODEL, bundled_dir
 
 # The name people know a family by: of the projector, or of the text model where several share a projector
 _BY_ARCHITECTURE = {"qwen35": "Qwen3.5", "qwen35moe": "Qwen3.5 (mixture of experts)"}
@@ -25,6 +30,30 @@ _BY_PROJECTOR = {
 def family(info: Info) -> str:
     """The family's name; the architecture of the text model where nothing better is known."""
     return _BY_ARCHITECTURE.get(info.architecture) or _BY_PROJECTOR.get(info.projector) or info.architecture
+
+
+def installation() -> dict[str, Any]:
+    """Versions and places of what is installed, the bundled model's among them.
+
+    Raises:
+        EngineError: The engine library is missing or cannot be loaded.
+        ModelNotFoundError: There is no bundled model.
+    """
+    path = library.load().path
+    return {
+        "pyaircache": __version__,
+        "engine": engine.version(),
+        "library": str(path),
+        "backends": ", ".join(_backends(path.parent)),
+        "python": sys.version.split()[0],
+        "model": str(bundled_dir() / BUNDLED_MODEL),
+    }
+
+
+def _backends(folder: Path) -> list[str]:
+    """ggml's backends, by the libraries beside the engine's; none of a build that is all in one library."""
+    names = {path.name.split(".")[0].removeprefix("lib") for path in folder.glob("*ggml-*")}
+    return sorted(name.removeprefix("ggml-") for name in names if name.startswith("ggml-") and name != "ggml-base")
 
 
 def describe(chat: Chat, sizes: list[tuple[int, int]]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
+import click
+
 from .. import model_files
 from ..checks import texts
 from ..errors import EngineError
@@ -16,6 +18,17 @@ _ELSEWHERE = ("-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-dr", "--docker
 _ELSEWHERE_ENV = ("LLAMA_ARG_HF", "LLAMA_ARG_MODEL_", "LLAMA_ARG_DOCKER", "LLAMA_ARG_MODELS")
 _MMPROJ = ("-mm", "--mmproj", "-mmu", "--mmproj-url", "--no-mmproj")
 _ANSWERS = ("-h", "--help", "--usage", "--version", "--list-devices", "-cl", "--cache-list", "--completion-bash")
+
+
+@click.command("serve", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def serve_command(options: tuple[str, ...]) -> None:
+    """Answer OpenAI clients: start the bundled llama-server with OPTIONS, its own (--help shows them).
+
+    Without --model it serves the small bundled one; a projector in the model's folder is found.
+    --aircache-keep 0.1 compresses what images leave in the cache.
+    """
+    serve(options)
 
 
 def command(args: Sequence[str]) -> list[str]:

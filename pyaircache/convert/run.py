@@ -25,7 +25,7 @@ from ..engine import library
 from ..errors import ArgumentError, ConversionError, EngineError
 from ..progress import STAGE_MMPROJ, STAGE_QUANTIZE, STAGE_TEXT, ProgressLine
 from .source import open_source
-from .types import DIRECT, between, mmproj_type, text_type
+from .types import DIRECT, mmproj_type, text_type, unquantised
 
 PARTS = ("both", "text", "mmproj")
 NEEDED = ("torch", "transformers", "sentencepiece", "yaml")
@@ -103,7 +103,7 @@ def convert(
 
     with _work_folder(target) as work, _log(work, verbose) as log, ProgressLine() as progress:
         jobs = [
-            {"part": part, "type": types[part] if types[part] in DIRECT else between(folder.types),
+            {"part": part, "type": types[part] if types[part] in DIRECT else unquantised(folder.types),
              "path": str(work / f"{part}.gguf"), "required": only == part}
             for part in parts
         ]  # fmt: skip

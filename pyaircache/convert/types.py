@@ -35,7 +35,7 @@ def mmproj_type(value: str) -> str:
     return one_of("mmproj_outtype", _lower(value), MMPROJ_TYPES)
 
 
-def between(source_types: set[str]) -> str:
+def unquantised(source_types: set[str]) -> str:
     """What to write before llama-quantize reads it: the type that loses nothing of the weights as they are.
 
     Args:

@@ -2,7 +2,8 @@
 
 from .method import Allocation, Keys, Method, MethodName, Score
 from .policy import Policy, PolicyContext
-from .window import All, Elite, Last, Pool, PoolKind, Text, Visual, Window
+from .pool import Pool, PoolKind
+from .window import All, Elite, Last, Text, Visual, Window
 
 __all__ = [
     "All",

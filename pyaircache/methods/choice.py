@@ -9,9 +9,11 @@ from typing import Any
 from ..checks import share, shown
 from ..engine.structs import EngineMethod
 from ..errors import ArgumentError
-from .method import Method
+from . import grammar
+from .method import ALLOCATIONS, Method
 from .policy import Policy, method_of, name_of
-from .window import Elite, Pool, Window
+from .pool import Pool
+from .window import Elite, Window
 
 FULL = "full"
 
@@ -64,15 +66,15 @@ def choose(method: object, alpha: float | None = None) -> Choice:
 
 def refined(
     name: str,
-    alpha: float | None = None,
     *,
+    alpha: str | None = None,
     window: str | None = None,
     allocation: str | None = None,
     pool: str | None = None,
-    merge: float | None = None,
+    merge: str | None = None,
     seed: int | None = None,
 ) -> tuple[str | Method, float | None]:
-    """A named method with some of its parts replaced, as the command line gives them; None: as it is.
+    """A named method with some of its parts replaced, in the words of the command line; None: as it is.
 
     Returns:
         ``method`` and ``alpha`` of `Chat`: the name itself where nothing is replaced. Only random scores have a seed.
@@ -80,17 +82,22 @@ def refined(
     Raises:
         ArgumentError: A part is outside its limits, or cannot be replaced.
     """
-    changes: dict[str, Any] = {"allocation": allocation, "merge": merge}
-    changes["window"] = Window.parse(window) if window is not None else None
-    changes = {field: value for field, value in changes.items() if value is not None}
+    changes: dict[str, Any] = {}
+    if window is not None:
+        changes["window"] = Window.parse(window)
     if pool is not None:
         changes["pool"] = Pool.parse(pool)
+    if allocation is not None:
+        changes["allocation"] = ALLOCATIONS[grammar.read("allocation", allocation).allocation or 0]
+    if merge is not None:
+        changes["merge"] = grammar.read("merge", merge).merge
     if name != FULL and seed is not None and Method.named(name).score == "random":
         changes["seed"] = seed
+    threshold = grammar.read("alpha", alpha).alpha if alpha is not None else None
     if not changes:
-        return name, alpha
+        return name, threshold
     method = dataclasses.replace(Method.named(name), **changes)
-    return with_alpha(method, alpha, str(method)), None
+    return with_alpha(method, threshold, str(method)), None
 
 
 def with_alpha(method: Method, alpha: float | None, name: str) -> Method:

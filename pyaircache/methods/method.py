@@ -12,7 +12,8 @@ from ..checks import between, flag, one_of, share, shown, whole
 from ..engine import selection
 from ..engine.structs import EngineMethod
 from ..errors import ArgumentError
-from .window import WINDOWS, Elite, Pool, Window
+from .pool import Pool
+from .window import WINDOWS, Elite, Window, number_text
 
 MethodName = Literal[
     "aircache", "snapkv", "h2o", "elastic", "prefixkv", "pyramidkv", "vlcache", "last", "random", "stride", "full"
@@ -151,7 +152,7 @@ class Method:
             if self.score != "attention" and field.name in ("window", "keys"):
                 continue
             if field.name in ("window", *_SHOWN) or value != field.default:
-                shown.append(f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}")
+                shown.append(f"{field.name}={number_text(value) if isinstance(value, float) else value}")
         return " ".join(shown)
 
 

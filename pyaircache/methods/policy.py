@@ -18,7 +18,8 @@ from ..engine.structs import EngineMethod
 from ..errors import ArgumentError
 from ..spans import Span
 from .method import Method
-from .window import Pool, Window
+from .pool import Pool
+from .window import Window
 
 Policy = Callable[..., Sequence[Any]]
 """``policy(scores, total)``: importance, float32 [L, N_v], and the number of cells to keep in all layers -> for each

@@ -1,20 +1,15 @@
-"""Who observes the image, and over which neighbours scores are pooled: two of the parts of a method."""
+"""Who observes the image: one of the parts of a method."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from ..checks import flag, one_of, share, shown, whole
+from ..checks import flag, share, whole
 from ..engine.structs import EngineMethod
-from ..errors import ArgumentError
+from . import grammar
 
 _ELITE, _LAST, _TEXT, _VISUAL, _ALL = range(5)  # pac_method.window
-_NONE, _AVG, _MAX = range(3)  # pac_method.pool
-PoolKind = Literal["avg", "max"]
-_POOLS: dict[PoolKind, int] = {"avg": _AVG, "max": _MAX}
-_FORMS = "elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N], all"
 
 
 class Window:
@@ -26,28 +21,13 @@ class Window:
     @staticmethod
     def parse(text: str) -> Window:
         """Reads a window's text: ``elite``, ``elite:0.5``, ``elite:0.9:content:last``, ``last:16``, ``text``,
-        ``text:weighted``, ``visual:32`` or ``all``.
+        ``text:weighted``, ``visual:32`` or ``all``. The engine does: its library is needed.
 
         Raises:
             ArgumentError: It is none of these.
+            EngineError: The engine library is missing.
         """
-        name, *words = text.split(":") if isinstance(text, str) else [""]
-        try:
-            if name == "elite":
-                alpha = _decimal(words.pop(0)) if words and words[0] not in ("content", "last") else Elite.alpha
-                flags = _flags(words, "content", "last")
-                return Elite(alpha, "content" in flags, "last" in flags)
-            if name == "text":
-                return Text(weighted="weighted" in _flags(words, "weighted"))
-            if name in ("last", "visual") and len(words) <= 1:
-                return (Last if name == "last" else Visual)(*map(_digits, words))
-            if name == "all" and not words:
-                return All()
-        except ArgumentError:
-            raise
-        except ValueError:
-            pass
-        raise ArgumentError(f"window {shown(text)}: must be of the form {_FORMS}")
+        return Window.of(grammar.read("window", text))
 
     @staticmethod
     def of(method: EngineMethod) -> Window:
@@ -85,7 +65,7 @@ class Elite(Window):
         flag("hold_last", self.hold_last)
 
     def __str__(self) -> str:
-        return f"elite:{self.alpha:g}{':content' * self.content_only}{':last' * self.hold_last}"
+        return f"elite:{number_text(self.alpha)}{':content' * self.content_only}{':last' * self.hold_last}"
 
     def fields(self) -> dict[str, Any]:
         """See `Window.fields`."""
@@ -164,74 +144,6 @@ WINDOWS: tuple[type[Window], ...] = (Elite, Last, Text, Visual, All)
 """The windows that there are."""
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Each score becomes the maximum or the average over its neighbours, inside each image.
-
-    Attributes:
-        kind: ``"max"`` or ``"avg"`` (zeros beyond the border count).
-        size: Odd number of neighbours, the token itself included.
-        grid: On the image's token grid, ``size`` x ``size``, instead of along the run of tokens.
-    """
-
-    kind: PoolKind = "max"
-    size: int = 5
-    grid: bool = False
-
-    def __post_init__(self) -> None:
-        one_of("pool kind", self.kind, _POOLS)
-        object.__setattr__(self, "size", whole("pool size", self.size, 1, 65535))
-        if self.size % 2 == 0:
-            raise ArgumentError(f"pool size must be odd, got {self.size}")
-        flag("grid", self.grid)
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.size}{f'x{self.size}' * self.grid}"
-
-    @staticmethod
-    def parse(text: str) -> Pool | None:
-        """Reads ``max:5``, ``avg:5``, ``max:3x3`` (on the grid), or ``none``.
-
-        Raises:
-            ArgumentError: It is none of these.
-        """
-        given = text if isinstance(text, str) else ""
-        if given == "none":
-            return None
-        kind, _, size = given.partition(":")
-        first, by, second = size.partition("x")
-        if kind in _POOLS and re.fullmatch("[0-9]{1,9}", first) and second == (first if by else ""):
-            return Pool("avg" if kind == "avg" else "max", int(first), grid=bool(by))
-        form = "max:N, avg:N, max:NxN, avg:NxN (on the grid) or none"
-        raise ArgumentError(f"pool {shown(text)}: must be of the form {form}")
-
-    @staticmethod
-    def of(method: EngineMethod) -> Pool | None:
-        """The pooling of an engine's method."""
-        kinds = {code: kind for kind, code in _POOLS.items()}
-        if not method.pool:
-            return None
-        return Pool(kinds[method.pool], method.pool_size or 1, grid=bool(method.pool_2d))
-
-    def fields(self) -> dict[str, Any]:
-        """The fields of ``pac_method`` that say the same."""
-        return {"pool": _POOLS[self.kind], "pool_size": self.size, "pool_2d": self.grid}
-
-
-# int and float also take white space, underscores and the digits of other scripts, which llama-server does not.
-def _digits(word: str) -> int:
-    if not re.fullmatch("[0-9]{1,8}", word):
-        raise ValueError(word)
-    return int(word)
-
-
-def _decimal(word: str) -> float:
-    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word):
-        raise ValueError(word)
-    return float(word)
-
-
-def _flags(words: list[str], *allowed: str) -> list[str]:
-    if not set(words) <= set(allowed) or len(set(words)) < len(words):
-        raise ValueError(words)
-    return words
+def number_text(value: float) -> str:
+    """The shortest text of 6 digits or more that is the same number: what the engine writes, too."""
+    return next(text for digits in range(6, 18) if float(text := f"{value:.{digits}g}") == value)

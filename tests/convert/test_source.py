@@ -12,7 +12,7 @@ import pytest
 from pyaircache import ArgumentError, ConversionError, ModelNotFoundError
 from pyaircache.convert import convert
 from pyaircache.convert.source import open_source
-from pyaircache.convert.types import MMPROJ_TYPES, TEXT_TYPES, between
+from pyaircache.convert.types import MMPROJ_TYPES, TEXT_TYPES, unquantised
 
 
 def safetensors(path: Path, dtype: str = "BF16", data: int = 16, name: str = "a.weight") -> Path:
@@ -152,5 +152,5 @@ def test_missing_packages_come_with_the_command(folder: Path, monkeypatch: pytes
 
 def test_types() -> None:
     assert set(MMPROJ_TYPES) < set(TEXT_TYPES) and len(set(TEXT_TYPES)) == len(TEXT_TYPES)
-    assert between({"F32", "BF16"}) == "f32" and between({"F16"}) == "f16"
-    assert between({"BF16"}) == between({"BF16", "F16"}) == between({"F8_E4M3"}) == "bf16"
+    assert unquantised({"F32", "BF16"}) == "f32" and unquantised({"F16"}) == "f16"
+    assert unquantised({"BF16"}) == unquantised({"BF16", "F16"}) == unquantised({"F8_E4M3"}) == "bf16"

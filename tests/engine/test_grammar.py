@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 
-from pyaircache import _ffi
-from pyaircache._policy import named_methods
-from pyaircache.method import ALLOCATIONS, KEYS, SCORES
-from pyaircache.window import Pool, Window
+from pyaircache.engine import library
+from pyaircache.engine.selection import named_methods
+from pyaircache.methods.method import ALLOCATIONS, KEYS, SCORES
+from pyaircache.methods.pool import Pool
+from pyaircache.methods.window import Window
 
 
 class Words:
     """A method, changed and read part by part."""
 
     def __init__(self) -> None:
-        self.ffi, self.lib, _ = _ffi.load()
+        self.ffi, self.lib, _ = library.load()
         self.method = self.ffi.new("struct pac_method *", self.lib.pac_method_default())
 
     def set(self, part: str, text: str) -> int:

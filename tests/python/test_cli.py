@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pyaircache import Span, model_files
-from pyaircache.cli import describe, main, terminal
+import pyaircache
+from pyaircache import ArgumentError, Span, model_files
+from pyaircache.cli import ask, describe, main, terminal
+
+pytestmark = pytest.mark.usefixtures("engine")  # with a fake engine, too: the library reads the words of options
 
 
 @pytest.fixture
@@ -91,6 +95,58 @@ def test_methods_are_listed(fake):
     ]
 
 
+def test_the_question_is_the_last_argument_or_an_option(fake, picture):
+    for arguments in ([picture, picture, "Which?"], ["-q", "Which?", picture, picture], [picture, picture, "-q", "W?"]):
+        assert json.loads(run("ask", *arguments, "--json").stdout)["visual_tokens"] == 12
+    for arguments in (["--question", "Which?"], ["Which is larger, a.png or b.png"], ["--", "-q is what?"]):
+        assert json.loads(run("ask", "--json", *arguments).stdout)["visual_tokens"] == 0
+    assert run("ask", picture, "--", "--keep is what?").stdout == "hello\n"
+    assert run("ask", "--", picture, "-5 degrees in which month?").stdout == "hello\n"
+
+
+class Recorder:
+    """In the place of Chat: notes what it is asked, and stops."""
+
+    asked: dict = {}
+
+    def __init__(self, *arguments, **options):
+        Recorder.asked = {"chat": options}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def cancel(self):
+        pass
+
+    def ask(self, images, question, **options):
+        Recorder.asked |= options
+        raise ArgumentError("enough")
+
+
+def test_options_of_the_answer_are_passed_when_they_are_given(fake, picture, monkeypatch, tmp_path):
+    monkeypatch.setattr(ask, "Chat", Recorder)
+    always = {"max_tokens": 256, "temperature": 0.0, "seed": None, "stream": True}
+    run("ask", picture, "What?")
+    loading = Recorder.asked.pop("chat")
+    assert Recorder.asked == always
+    (tmp_path / "a.gbnf").write_text("root ::= [0-9]+\n")
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    numbers = {"top_k": 5, "top_p": 0.5, "min_p": 0.25, "repeat_penalty": 1.5, "seed": 3}
+    assert not {"keep", "system", "image_urls"} & set(loading)
+    given = [word for name, value in numbers.items() for word in (f"--{name.replace('_', '-')}", value)]
+    given += ["--stop", "a", "--stop", "b", "--system", "Be brief.", "--image-urls", "--grammar", tmp_path / "a.gbnf"]
+    run("ask", picture, "What?", *given, "--json-schema", tmp_path / "schema.json", "--keep", "0.5")
+    loading = Recorder.asked.pop("chat")
+    assert [loading[name] for name in ("keep", "system", "image_urls")] == [0.5, "Be brief.", True]
+    texts = {"grammar": "root ::= [0-9]+\n", "json_schema": '{"type": "object"}'}
+    assert Recorder.asked == always | numbers | texts | {"stop": ("a", "b")}
+    run("ask", picture, "What?", "--json-schema", ' {"type": "number"}')
+    assert Recorder.asked["json_schema"] == ' {"type": "number"}'
+
+
 def test_several_images_and_stdin(fake, picture):
     with open(picture, "rb") as file:
         result = run("ask", picture, "-", "Which?", "--json", input=file.read())
@@ -110,18 +166,30 @@ def test_heatmaps(fake, picture, tmp_path):
     [
         (["ask"], 2, "Missing argument 'QUESTION'"),
         (["ask", "PICTURE"], 2, "what is the question about"),
+        (["ask", "PICTURE", "PICTURE"], 2, 'last argument, or --question "..."'),
+        (["ask", "What?", "PICTURE"], 2, "what is the question about"),
+        (["ask", "PICTURE", "missing.jpg"], 2, "what is the question about missing.jpg?"),
+        (["ask", "PICTURE", "missing.pdf"], 2, "what is the question about missing.pdf?"),
+        (["ask", "PICTURE", "-"], 2, "what is the question about -?"),
+        (["ask", "-", "-", "Which?"], 2, "standard input holds one image"),
+        (["ask", "PICTURE", "What", "is", "it?"], 2, "no image 'What': put the question in quotation marks"),
+        (["ask", "PICTURE", "What?", "-q", "What?"], 2, "no image 'What?': put the question in quotation marks"),
+        (["ask", "PICTURE", "-q", ""], 2, "the question must be"),
+        (["ask", "PICTURE", "What?", "--grammar", "none.gbnf"], 2, "--grammar none.gbnf cannot be read: No such file"),
+        (["ask", "PICTURE", "What?", "--grammar", "PICTURE"], 2, "cannot be read: it is not text in UTF-8"),
+        (["ask", "PICTURE", "What?", "--json-schema", "x"], 2, "--json-schema x cannot be read: No such file"),
         (["ask", "missing.png"], 2, "what is the question about"),
         (["ask", "PICTURE", "What?", "--nope"], 2, "No such option"),
-        (["ask", "PICTURE", "What?", "--keep", "many"], 2, "not a valid float"),
-        (["ask", "PICTURE", "What?", "--keep", "10"], 2, "keep must be greater than 0 and at most 1, got 10.0"),
-        (["ask", "PICTURE", "What?", "--keep", "nan"], 2, "got nan"),
+        (["ask", "PICTURE", "What?", "--keep", "many"], 2, "keep must be a number, got 'many'"),
+        (["ask", "PICTURE", "What?", "--keep", "10"], 2, "keep must be greater than 0 and at most 1, got 10"),
+        (["ask", "PICTURE", "What?", "--keep", "nan"], 2, "keep must be a number, got 'nan'"),
         (["ask", "PICTURE", "What?", "--alpha", "0"], 2, "alpha must be"),
         (["ask", "PICTURE", "What?", "--method", "magic"], 2, "known methods: aircache, snapkv, random, full"),
         (["ask", "PICTURE", "What?", "--method", "snapkv", "--alpha", "0.5"], 2, "'snapkv' has none; got 0.5"),
         (["ask", "PICTURE", "What?", "--window", "all", "--alpha", "0.5"], 2, "has none; got 0.5"),
-        (["ask", "PICTURE", "What?", "--window", "lots"], 2, "window 'lots': must be of the form elite"),
-        (["ask", "PICTURE", "What?", "--pool", "max:4"], 2, "pool size must be odd, got 4"),
-        (["ask", "PICTURE", "What?", "--merge", "2"], 2, "merge must be a number of at least 0 and at most 1, got 2.0"),
+        (["ask", "PICTURE", "What?", "--window", "lots"], 2, "window must be elite[:ALPHA][:content][:last], last[:N]"),
+        (["ask", "PICTURE", "What?", "--pool", "max:4"], 2, "pool must have an odd size from 1 to 65535, got 'max:4'"),
+        (["ask", "PICTURE", "What?", "--merge", "2"], 2, "merge must be at least 0 and at most 1, got '2'"),
         (["ask", "PICTURE", "What?", "--allocation", "fair"], 2, "allocation must be one of strength+skewness"),
         (["ask", "PICTURE", "What?", "--method", "full", "--pool", "max:5"], 2, "same as keep=1.0"),
         (["ask", "PICTURE", "What?", "--max-tokens", "0"], 2, "max_tokens must be"),
@@ -131,7 +199,6 @@ def test_heatmaps(fake, picture, tmp_path):
         (["ask", "PICTURE", "What?", "--heatmap", "no/such/out.png"], 2, "no such folder"),
         (["ask", "missing.png", "What?"], 1, "missing.png does not exist"),
         (["nope"], 2, "No such command"),
-        (["info"], 2, "Missing argument 'MODEL.gguf'"),
         (["info", "m.gguf", "p.gguf", "--mmproj", "p.gguf"], 2, "the projector is given twice"),
         (["info", "m.gguf", "--image-size", "640"], 2, "must be width and height in pixels, such as 640x480"),
         (["info", "m.gguf", "--image-size", "0x10"], 2, "width must be a whole number from 1 to 32768, got 0"),
@@ -242,6 +309,15 @@ def test_info_of_the_bundled_model(engine):
     value = json.loads(process("info", *files, "--image-size", "560x280", "--json").communicate()[0])
     assert value["family"] == "Qwen2-VL" and value["n_layers"] == 6 and value["vision"] is True
     assert value["images"][0]["spans"] == [{"n_tokens": 200, "nx": 20, "ny": 10}]
+
+
+def test_info_without_a_model_tells_what_is_installed(engine):
+    lines = {line[:20].rstrip(): line[21:] for line in process("info").communicate()[0].splitlines()}
+    assert lines["pyaircache"] == pyaircache.__version__ and "llama.cpp" in lines["engine"]
+    assert lines["library"] == str(engine.path) and "cpu" in lines["backends"].split(", ")
+    assert lines["model"].endswith(model_files.BUNDLED_MODEL) and lines["family"] == "Qwen2-VL"
+    value = json.loads(process("info", "--json").communicate()[0])
+    assert value["pyaircache"] == pyaircache.__version__ and value["n_layers"] == 6
 
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, pipes and shells")
@@ -369,9 +445,13 @@ def test_no_mmproj(engine, tmp_path):
 
 
 def test_demo(engine, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "pyaircache.cli.demo"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == ""
-    rows = [line for line in done.stdout.splitlines() if line.strip().startswith(("1.00", "0.50", "0.25", "0.10"))]
-    assert len(rows) == 4
-    assert "trained so that a question looks at the whole of its answer" in done.stdout
+    running = process("demo", cwd=tmp_path, env=os.environ | {"OMP_WAIT_POLICY": "passive"})
+    out, err = running.communicate()
+    assert (running.returncode, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if re.match(r" [01]\.\d\d ", line)]
+    assert [row[:2] for row in rows[:4]] == [["1.00", "1.43"], ["0.50", "1.43"], ["0.25", "1.43"], ["0.10", "1.43"]]
+    assert [row[0] for row in rows[4:]] == ["1.00", "0.10"]
+    full, compressed = (int(row[1].replace(",", "")) for row in rows[4:])
+    assert 3872 * 3072 < full < 4096 * 3072 and compressed < full / 5
+    assert "trained so that a question looks at the whole of its answer" in out
     assert np.asarray(Image.open(tmp_path / "heatmap.png")).ndim == 3

@@ -1,0 +1,151 @@
+"""One grammar: a text means the same in Python, on the command line, at the C border and in llama-server, or nowhere.
+
+Texts are those of fuzz/corpus/grammar and what hypothesis makes up. llama-server's flags and request fields are read by
+the program window-words, which is made of the server's own files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyaircache import ArgumentError, Method, Pool, Window
+from pyaircache.engine import library
+from pyaircache.methods import choice, grammar
+from pyaircache.methods.method import ALLOCATIONS, KEYS, SCORES
+
+FUZZ = Path(__file__).resolve().parents[2] / "fuzz"
+sys.path.insert(0, str(FUZZ))
+
+import words  # noqa: E402
+
+FIELDS = ["keep", "method", "alpha", "window", "allocation"]
+"""Of requests, in the order of fuzz/grammar.cpp."""
+
+PIECES = ["elite", "last", "text", "visual", "all", "content", "weighted", "max", "avg", "none", "uniform", "strength"]
+PIECES += ["+skewness", "snapkv", ":", ".", "0", "5", "33", "1e-3", "-", "+", " ", "_", "x", "\0", "٣", "\udc80"]
+TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), st.text(max_size=10))
+
+
+def corpus() -> dict[str, list[str]]:
+    """Texts of fuzz/corpus/grammar by field."""
+    found: dict[str, list[str]] = {field: [] for field in FIELDS}
+    for file in sorted((FUZZ / "corpus" / "grammar").iterdir()):
+        for line in file.read_bytes().split(b"\n"):
+            if line and line[0] % 6 < len(FIELDS):
+                found[FIELDS[line[0] % 6]].append(line[1:].decode("utf-8", "surrogateescape"))
+    return {field: sorted(set(texts)) for field, texts in found.items()}
+
+
+CORPUS = corpus()
+
+
+@pytest.fixture(scope="module")
+def server(engine: library.Binding, program: Callable[[str], Path]) -> Iterator[words.Server]:
+    """llama-server's reader."""
+    reader = words.Server(program("window-words"))
+    yield reader
+    reader.close()
+
+
+def border(part: str, text: str) -> str | None:
+    """What pac_method_set reads, as pac_method_get writes it; None: refused."""
+    ffi, lib, _ = library.load()
+    method, buffer = ffi.new("struct pac_method *", lib.pac_method_default()), ffi.new("char[64]")
+    data = text.encode("utf-8", "surrogatepass")
+    if b"\0" in data or lib.pac_method_set(method, part.encode(), data) != lib.PAC_OK:  # a C string would end there
+        return None
+    assert lib.pac_method_get(method, part.encode(), buffer, 64) >= 0
+    return str(ffi.string(buffer).decode())
+
+
+def python(part: str, text: str) -> str | None:
+    """What Python's own classes say to it, written by them."""
+    try:
+        if part == "window":
+            return str(Window.parse(text))
+        if part == "pool":
+            return str(Pool.parse(text) or "none")
+        if part == "method":
+            Method.named(text)
+            return border("method", text)  # a name of the same parts
+        value = getattr(grammar.read(part, text), part)
+        return ALLOCATIONS[value] if part == "allocation" else border(part, repr(value))
+    except ArgumentError:
+        return "aircache" if (part, text) == ("method", "full") else None  # no point of the grid, but keep=1
+
+
+def command_line(part: str, text: str) -> str | None:
+    """What --window, --pool, --allocation and --alpha of `pyaircache ask` make of it."""
+    try:
+        method, alpha = choice.refined("aircache", **{part: text})
+    except ArgumentError:
+        return None
+    if isinstance(method, str):
+        return border("alpha", repr(alpha))
+    return str(getattr(method, part) or "none")
+
+
+def single(part: str, text: str | None) -> str | None:
+    """As the server holds it: keep and alpha in single precision."""
+    return text if text is None or part not in ("keep", "alpha") else f"{float(text):.6g}"
+
+
+def agree(server: words.Server, part: str, text: str) -> None:
+    here = python(part, text)
+    assert here == border(part, text)
+    if part in FIELDS:
+        assert single(part, here) == single(part, server.part(part, text))
+    if part in ("window", "pool", "allocation", "alpha"):
+        assert here == command_line(part, text)
+
+
+@pytest.mark.parametrize("part", FIELDS)
+def test_the_corpus(server: words.Server, part: str) -> None:
+    assert len(CORPUS[part]) > 10
+    for text in CORPUS[part]:
+        agree(server, part, text)
+
+
+@pytest.mark.parametrize(
+    ("part", "text"), [("method", "random\0"), ("window", "all\0"), ("allocation", "vl\0"), ("keep", "0.5\0")]
+)
+def test_nothing_is_cut_at_a_nul(server: words.Server, part: str, text: str) -> None:
+    assert (python(part, text), server.part(part, text)) == (None, None)
+
+
+@pytest.mark.parametrize("part", [*FIELDS, "pool"])
+@settings(max_examples=60)
+@given(text=TEXTS)
+def test_made_up_texts(server: words.Server, part: str, text: str) -> None:
+    agree(server, part, text)
+
+
+@given(st.floats(0.0, 1.0, exclude_min=True, width=32).filter(lambda value: value > 1e-30))
+def test_numbers_mean_themselves(server: words.Server, value: float) -> None:
+    for part in ("keep", "alpha"):
+        assert getattr(grammar.read(part, repr(value)), part) == value
+        agree(server, part, repr(value))
+    window = Window.parse(f"elite:{value!r}")
+    assert Window.parse(str(window)) == window and str(window) == border("window", f"elite:{value!r}")
+
+
+@pytest.mark.parametrize(("part", "names"), [("allocation", ALLOCATIONS), ("score", SCORES), ("keys", KEYS)])
+def test_the_engines_words_are_those_of_the_types(engine: library.Binding, part: str, names: tuple[str, ...]) -> None:
+    for code, name in enumerate(names):
+        assert getattr(grammar.read(part, name), part) == code
+    with pytest.raises(ArgumentError, match=f"{part} must be one of {', '.join(names)}, got".replace("+", "[+]")):
+        grammar.read(part, "magic")
+
+
+def test_what_is_no_text(engine: library.Binding) -> None:
+    for text in (None, 5, b"elite", ["elite"]):
+        with pytest.raises(ArgumentError, match="window must be given as a text"):
+            grammar.read("window", text)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="no part 'colour'"):
+        grammar.read("colour", "red")
