@@ -38,7 +38,10 @@ _DARKEST = 0.3  # brightness of the picture where no layer kept the token
 def viridis(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Colours of values in [0, 1]: [...] -> RGB [..., 3] in [0, 1]."""
     places = np.linspace(0.0, 1.0, len(_VIRIDIS))
-    return np.stack([np.interp(values, places, channel) for channel in _VIRIDIS.T], axis=-1).astype(np.float64)
+    colours = np.empty((*values.shape, 3))
+    for i, channel in enumerate(_VIRIDIS.T):
+        colours[..., i] = np.interp(values, places, channel)
+    return colours
 
 
 def picture_shares(
