@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pyaircache import ArgumentError, Method, Report, Span, StateError, UnsupportedError
-from pyaircache.report.divergence import jensen_shannon
 from pyaircache.report import geometry
+from pyaircache.report.divergence import jensen_shannon
 from pyaircache.report.heatmap import viridis
 from pyaircache.report.pictures import PictureInfo
 
