@@ -72,7 +72,9 @@ def picture_shares(
 
 def _centres(n: int, asked: int) -> NDArray[np.float64]:
     """The middles of n pixels, as coordinates in the picture that was asked about."""
-    return (np.arange(n) + 0.5) * (asked / n)
+    places: NDArray[np.float64] = np.linspace(0.0, asked, n, endpoint=False, dtype=np.float64)
+    places += asked / (2 * n)
+    return places
 
 
 def _cells(places: NDArray[np.float64], start: float, end: float, n: int) -> tuple[slice, NDArray[np.int64]]:

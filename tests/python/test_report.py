@@ -279,6 +279,7 @@ def test_the_grid_of_onevision_is_found_again(side):
             "llava_onevision", side, size, [Span(0, 0, side**2 + rows * (cols + 1), 0, 0)], True
         )
         assert (packed.ny, packed.nx, packed.first, packed.stride) == (rows, cols, side**2, cols + 1)
-        assert abs(packed.left) <= width / cols and abs(packed.top) <= height / rows  # a cell at most
-        assert abs(packed.right - width) <= width / cols and abs(packed.bottom - height) <= height / rows
+        across, down = (packed.right - packed.left) / cols, (packed.bottom - packed.top) / rows  # of a cell
+        assert abs(packed.left) <= across and abs(packed.right - width) <= across
+        assert abs(packed.top) <= down and abs(packed.bottom - height) <= down
         assert (base.left, base.top, base.right, base.bottom) == (0, 0, *size)
