@@ -38,7 +38,10 @@ _DARKEST = 0.3  # brightness of the picture where no layer kept the token
 def viridis(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Colours of values in [0, 1]: [...] -> RGB [..., 3] in [0, 1]."""
     places = np.linspace(0.0, 1.0, len(_VIRIDIS))
-    return np.stack([np.interp(values, places, channel) for channel in _VIRIDIS.T], axis=-1).astype(np.float64)
+    colours = np.empty((*values.shape, 3))
+    for i, channel in enumerate(_VIRIDIS.T):
+        colours[..., i] = np.interp(values, places, channel)
+    return colours
 
 
 def picture_shares(
@@ -69,7 +72,9 @@ def picture_shares(
 
 def _centres(n: int, asked: int) -> NDArray[np.float64]:
     """The middles of n pixels, as coordinates in the picture that was asked about."""
-    return (np.arange(n) + 0.5) * (asked / n)
+    places: NDArray[np.float64] = np.linspace(0.0, asked, n, endpoint=False, dtype=np.float64)
+    places += asked / (2 * n)
+    return places
 
 
 def _cells(places: NDArray[np.float64], start: float, end: float, n: int) -> tuple[slice, NDArray[np.int64]]:

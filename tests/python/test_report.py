@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from pyaircache import ArgumentError, Method, Report, Span, StateError, UnsupportedError
+from pyaircache.report import geometry
 from pyaircache.report.divergence import jensen_shannon
 from pyaircache.report.heatmap import viridis
+from pyaircache.report.pictures import PictureInfo
 
 SPAN = Span(image=0, first=3, n_tokens=6, nx=3, ny=2)
 
@@ -181,7 +183,7 @@ def test_heatmap_of_several_pictures():
         ([], 0, ArgumentError, "about 0 pictures"),
         ([Span(0, 0, 6, 0, 0)], 0, UnsupportedError, "do not form a grid"),
         ([Span(0, 0, 6, 2, 2)], 0, UnsupportedError, "do not form a grid"),
-        ([Span(0, 0, 3, 3, 1), Span(0, 4, 3, 3, 1)], 0, UnsupportedError, "2 tiles"),
+        ([Span(0, 0, 3, 3, 1), Span(0, 4, 3, 3, 1)], 0, UnsupportedError, "do not form a grid"),
     ],
 )
 def test_heatmap_that_cannot_be_made(spans, index, error, message):
@@ -191,7 +193,7 @@ def test_heatmap_that_cannot_be_made(spans, index, error, message):
 
 def test_heatmap_of_a_short_list():
     spans = [SPAN, Span(1, 12, 2, 1, 2)]
-    with pytest.raises(ArgumentError, match="list of 1 images"):
+    with pytest.raises(ArgumentError, match="about 2 pictures, but a list of 1 images"):
         report(visual_tokens=8, spans=spans).heatmap([np.zeros((4, 4, 3), np.uint8)], 1)
 
 
@@ -199,3 +201,85 @@ def test_viridis_is_close_to_the_real_one():
     matplotlib = pytest.importorskip("matplotlib")
     values = np.linspace(0, 1, 101)
     np.testing.assert_allclose(viridis(values), matplotlib.colormaps["viridis"](values)[:, :3], atol=0.07)
+
+
+def lit(one: Report, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The rectangle (left, top, right, bottom) of the brightest pixels."""
+    bright = np.asarray(one.heatmap(np.zeros((size[1], size[0], 3), np.uint8), check=False)).astype(int).sum(axis=-1)
+    rows, columns = np.nonzero(bright == bright.max())
+    box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+    assert (box[2] - box[0]) * (box[3] - box[1]) == len(rows) < bright.size
+    return box
+
+
+def tiled(projector: str, counts: list[int], token: int, side: int = 0) -> Report:
+    spans = [Span(0, 0, count, 0, 0) for count in counts]
+    return report(
+        projector=projector, spans=spans, visual_tokens=sum(counts), kept=[np.array([token])] * 2, tile_side=side
+    )
+
+
+@pytest.mark.parametrize(
+    ("projector", "counts", "token", "size", "box"),
+    [
+        ("internvl", [4], 3, (40, 20), (20, 10, 40, 20)),  # the picture is one tile, stretched
+        ("internvl", [4, 4, 4], 5, (80, 40), (60, 0, 80, 20)),  # the second of two tiles beside each other
+        ("internvl", [4, 4, 4], 6, (40, 80), (0, 60, 20, 80)),  # and below each other
+        ("internvl", [4, 4, 4], 9, (80, 40), (40, 0, 80, 20)),  # the overview comes last
+        ("mlp", [16], 4, (40, 20), (0, 0, 10, 10)),  # 4 x 4 cells over a square; the first and last row are padding
+        ("mlp", [16], 6, (20, 40), (10, 10, 20, 20)),
+        ("mlp", [4, 4, 4], 5, (40, 10), (30, 0, 40, 5)),  # LLaVA-NeXT: a canvas of 40 x 20 around the picture
+        ("llava_onevision", [4 + 2 * 5], 4 + 5, (80, 40), (0, 20, 20, 40)),  # 2 rows of 4 tokens and a newline
+        ("llava_onevision", [4 + 2 * 5], 1, (80, 40), (40, 0, 80, 20)),  # the base comes first
+    ],
+)
+def test_heatmap_of_tiles(projector, counts, token, size, box):
+    assert lit(tiled(projector, counts, token, side=2), size) == box
+
+
+def test_a_newline_and_padding_have_no_place():
+    for one in (tiled("llava_onevision", [14], 8, side=2), tiled("mlp", [16], 0)):
+        painted = np.asarray(one.heatmap(np.zeros((40, 80, 3), np.uint8)))
+        assert (painted == painted[0, 0]).all()
+
+
+def test_heatmap_of_tokens_that_no_such_picture_makes():
+    with pytest.raises(ArgumentError, match="15 visual tokens cannot be of a picture of 80 x 40"):
+        tiled("llava_onevision", [15], 0, side=2).heatmap(np.zeros((40, 80, 3), np.uint8))
+
+
+def test_heatmap_knows_its_picture():
+    asked = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    one = report(pictures=[PictureInfo.of(asked)])
+    assert one.heatmap(asked).size == one.heatmap([asked]).size == (30, 20)
+    with pytest.raises(ArgumentError, match="has 20 x 30 pixels, that one had 30 x 20"):
+        one.heatmap(asked.transpose(1, 0, 2))
+    with pytest.raises(ArgumentError, match="same size, 30 x 20, but other pixels"):
+        one.heatmap(asked ^ 1)
+    with pytest.raises(ArgumentError, match="about 1 picture, but a list of 2 images"):
+        one.heatmap([asked, asked])
+    assert one.heatmap(np.zeros((40, 60, 3), np.uint8), check=False).size == (60, 40)
+    assert json.loads(json.dumps(one.to_dict()))["pictures"][0]["width"] == 30
+
+
+GRIDS = [(x, y) for y in range(1, 7) for x in range(1, 7)]
+
+
+@pytest.mark.parametrize("side", [5, 27])
+def test_the_grid_of_onevision_is_found_again(side):
+    """From the count of tokens alone, for grids of up to 6 x 6 tiles of which more than 9 are reduced."""
+    rng = np.random.default_rng(side)
+    for width, height in rng.integers(20, 3000, (60, 2)):
+        size = (int(width), int(height))
+        scales = {g: min(g[0] / width, g[1] / height) for g in GRIDS}
+        grid = min(GRIDS, key=lambda g: (g[0] * g[1] - width * height * scales[g] ** 2, g))  # the least padding
+        x, y = geometry.unpadded(side, size, grid)
+        rows, cols = geometry.reduced(side, grid[0] * side - 2 * x, grid[1] * side - 2 * y, 9)
+        base, packed = geometry.tiles(
+            "llava_onevision", side, size, [Span(0, 0, side**2 + rows * (cols + 1), 0, 0)], True
+        )
+        assert (packed.ny, packed.nx, packed.first, packed.stride) == (rows, cols, side**2, cols + 1)
+        across, down = (packed.right - packed.left) / cols, (packed.bottom - packed.top) / rows  # of a cell
+        assert abs(packed.left) <= across and abs(packed.right - width) <= across
+        assert abs(packed.top) <= down and abs(packed.bottom - height) <= down
+        assert (base.left, base.top, base.right, base.bottom) == (0, 0, *size)
