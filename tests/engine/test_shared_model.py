@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import bundled_files, engine_method, image_embeddings, pages
+from pyaircache.engine.engine import STAGE_ENCODE, STAGE_PREFILL, Engine
+from pyaircache.engine.model import EngineModel as Model
+from pyaircache.engine.structs import PromptInfo, Sampling
 from raw import Raw
 
-from pyaircache._engine import STAGE_ENCODE, STAGE_PREFILL, Engine
-from pyaircache._model import Model
-from pyaircache._structs import PromptInfo, Sampling
 from pyaircache.errors import ArgumentError, CancelledError, ContextError, StateError
 
 Made = Callable[..., Engine]
