@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from importlib import metadata as _metadata
 
-from .chat.answer import Answer, AnswerStream
+from .chat.answer import Answer, AnswerStream, TokenLogprob
+from .chat.async_chat import AsyncAnswerStream, AsyncChat
 from .chat.chat import Chat
-from .engine.structs import Info, Span
+from .chat.model import Model
+from .engine.structs import CacheType, Info, ModelInfo
 from .errors import (
     ArgumentError,
     BusyError,
@@ -37,10 +39,11 @@ from .errors import (
     UnsupportedError,
 )
 from .images import Video
-from .methods.method import Method
-from .methods.policy import Policy
+from .methods.method import Method, MethodName
+from .methods.policy import Policy, PolicyContext
 from .methods.window import All, Elite, Last, Pool, Text, Visual, Window
 from .report.report import Report
+from .spans import Span
 
 try:
     __version__ = _metadata.version("pyaircache")
@@ -52,7 +55,10 @@ __all__ = [
     "Answer",
     "AnswerStream",
     "ArgumentError",
+    "AsyncAnswerStream",
+    "AsyncChat",
     "BusyError",
+    "CacheType",
     "CancelledError",
     "Chat",
     "ContextError",
@@ -65,10 +71,14 @@ __all__ = [
     "Info",
     "Last",
     "Method",
+    "MethodName",
+    "Model",
     "ModelError",
+    "ModelInfo",
     "ModelNotFoundError",
     "OutOfMemoryError",
     "Policy",
+    "PolicyContext",
     "Pool",
     "ProjectorError",
     "PyAircacheError",
@@ -77,6 +87,7 @@ __all__ = [
     "Span",
     "StateError",
     "Text",
+    "TokenLogprob",
     "UnsupportedError",
     "Video",
     "Visual",

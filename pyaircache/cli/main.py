@@ -166,17 +166,16 @@ def ask(
     _check_heatmap(heatmap, images)
     chosen, alpha = refined(method, alpha, window=window, allocation=allocation, pool=pool, merge=merge, seed=seed)
     pictures: list[Picture] = [_stdin() if name == "-" else name for name in images]
+    names: Any = {"method": chosen, "cache_type_k": cache_type_k, "cache_type_v": cache_type_v}  # which Chat checks
     chat = Chat(
         model,
         False if no_mmproj else mmproj,
         keep=keep,
-        method=chosen,
         alpha=alpha,
         n_ctx=ctx,
         n_gpu_layers=n_gpu_layers,
         n_threads=threads,
-        cache_type_k=cache_type_k,
-        cache_type_v=cache_type_v,
+        **names,
         rpc_servers=rpc_servers,
         verbose=verbose,
     )
