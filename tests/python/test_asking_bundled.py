@@ -129,12 +129,12 @@ def test_two_chats_on_one_model_in_two_threads(engine, samples):
         together.wait(60)
         return [str(chat.ask(samples[i].picture, samples[i].question)) for i in (number, 1 - number, number)]
 
-    with Model(n_threads=1) as model, concurrent.futures.ThreadPoolExecutor(2) as pool:
-        with Chat(model, keep=1.0) as one, Chat(model, keep=1.0) as two:
-            assert model.info.n_engines == 2
-            model.close()  # which its Chats do not notice
-            jobs = [pool.submit(work, chat, number) for number, chat in enumerate((one, two))]
-            first, second = (job.result(300) for job in jobs)
+    model = Model(n_threads=1)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool, Chat(model, keep=1.0) as one, Chat(model, keep=1.0) as two:
+        assert model.info.n_engines == 2
+        model.close()  # which its Chats do not notice
+        jobs = [pool.submit(work, chat, number) for number, chat in enumerate((one, two))]
+        first, second = (job.result(300) for job in jobs)
     assert first == [samples[i].answer for i in (0, 1, 0)] and second == [samples[i].answer for i in (1, 0, 1)]
 
 
@@ -159,3 +159,17 @@ def test_the_example_of_the_low_level_runs(engine, samples, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "engine.md").read_text(encoding="utf-8"), re.DOTALL)
     exec(compile(code, "docs/engine.md", "exec"), {})
     assert samples[0].answer in capsys.readouterr().out
+
+
+def test_the_policy_of_the_docs_runs(real_chat, samples):
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "methods.md").read_text(encoding="utf-8"), re.DOTALL)
+    (example,) = [one for one in code if "class EveryPictureItsShare" in one]
+    names = {"np": np, "Chat": lambda **options: options["method"]}
+    exec(compile(example, "docs/methods.md", "exec"), names)
+    pictures = [samples[0].picture, samples[1].picture]
+    policy = names["EveryPictureItsShare"]()
+    report = real_chat.ask(pictures, samples[0].question, keep=0.25, method=policy, max_tokens=2).report
+    sizes = np.array([span.n_tokens for span in report.spans])
+    for kept in report.kept:
+        of_first = (kept < sizes[0]).sum()
+        assert abs(of_first - len(kept) * sizes[0] / sizes.sum()) <= 1
