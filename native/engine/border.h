@@ -17,6 +17,9 @@ struct pac_error : std::runtime_error {
 
 std::string pac_format(const char * fmt, ...) __attribute__((format(printf, 1, 2)));
 
+// one line, n bytes at most and whole characters: llama.cpp's errors quote all of a text behind the place of a fault
+std::string pac_shorten(std::string text, size_t n);
+
 // throws the error of the last llama_aircache_* call when status is one
 void pac_check(int32_t aircache_status);
 

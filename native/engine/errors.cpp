@@ -41,6 +41,17 @@ std::string pac_format(const char * fmt, ...) {
     return res;
 }
 
+std::string pac_shorten(std::string text, size_t n) {
+    std::replace(text.begin(), text.end(), '\n', ' ');
+    if (text.size() <= n) {
+        return text;
+    }
+    while (n > 0 && ((unsigned char) text[n] & 0xc0) == 0x80) {
+        n--;
+    }
+    return text.substr(0, n) + "...";
+}
+
 void pac_check(int32_t status) {
     switch (status) {
         case LLAMA_AIRCACHE_OK:          return;

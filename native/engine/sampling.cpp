@@ -6,8 +6,7 @@
 #include <cmath>
 #include <numeric>
 
-static constexpr size_t MAX_GRAMMAR = 1 << 16; // bytes that are taken
-static constexpr size_t MAX_SHOWN   = 240;     // bytes of an error of llama.cpp's: it quotes all that follows
+static constexpr size_t MAX_GRAMMAR = 1 << 16; // bytes
 
 const pac_sampling PAC_SAMPLING_DEFAULT = [] {
     pac_sampling res = {};
@@ -61,14 +60,7 @@ static llama_sampler_ptr parse_grammar(const llama_vocab * vocab, const std::str
     } catch (const std::exception & e) {
         why = e.what();
     }
-    if (why.size() > MAX_SHOWN) {
-        size_t n = MAX_SHOWN;
-        while (n > 0 && ((unsigned char) why[n] & 0xc0) == 0x80) {
-            n--;
-        }
-        why = why.substr(0, n) + "...";
-    }
-    throw pac_error(PAC_ERR_ARGUMENT, "the grammar cannot be used: " + why);
+    throw pac_error(PAC_ERR_ARGUMENT, "the grammar cannot be used: " + pac_shorten(why, 240));
 }
 
 void pac_sampler::set(const pac_sampling & wanted) {

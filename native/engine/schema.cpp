@@ -3,6 +3,7 @@
 #include "sampling.h"
 
 #include "json-schema-to-grammar.h"
+#include "json-schema.h"
 #include "json.h"
 
 #include <cmath>
@@ -11,13 +12,14 @@
 namespace {
 
 constexpr int    MAX_DEPTH      = 64;    // of brackets
-constexpr int    MAX_NODES      = 10000; // schemas, after lists of types have multiplied them
+constexpr int    MAX_NODES      = 10000; // values of all kinds, after lists of types have multiplied them
+constexpr int    MAX_OBJECTS    = 3000;  // of these, objects: $refs can put all of them within each other, a KB of stack each
 constexpr size_t MAX_PROPERTIES = 256;   // of one object: the rules grow with their square
 constexpr size_t MAX_NAME       = 128;   // bytes of a property's name: each letter may become a nested group
 constexpr double MAX_INTEGER    = 9007199254740992.0; // 2^53
 
 [[noreturn]] void refuse(const std::string & why) {
-    throw pac_error(PAC_ERR_ARGUMENT, "the JSON schema cannot be used: " + why);
+    throw pac_error(PAC_ERR_ARGUMENT, "the JSON schema cannot be used: " + pac_shorten(why, 240));
 }
 
 // before it is parsed
@@ -38,45 +40,44 @@ void check_depth(const char * text) {
     }
 }
 
-struct checker {
-    const common_json & root;
-    int64_t n_nodes = 0;
-
-    // A $ref to a schema that is nothing but a $ref, and so on in a circle. One that cannot be followed is the
-    // converter's to refuse.
-    void check_ref(const common_json & schema) const {
-        const common_json * cur = &schema;
-        for (int i = 0; i < MAX_DEPTH; ++i) {
-            if (!cur->is_object() || !cur->contains("$ref") || !cur->at("$ref").is_string()) {
-                return;
+// A $ref to a schema that is nothing but a $ref, and so on in a circle.
+void check_refs(const common_chat_schema_document & schema) {
+    for (const auto & [name, node] : schema.refs) {
+        const common_chat_schema * cur = node.get();
+        for (size_t n = 0; cur && cur->kind() == common_chat_schema::KIND_REF; ++n) {
+            if (n > schema.refs.size()) {
+                refuse("its $ref \"" + name + "\" leads to nothing but further ones");
             }
-            const auto ref = cur->at("$ref").get<std::string>();
-            if (ref.compare(0, 2, "#/") != 0) {
-                return;
-            }
-            cur = &root;
-            for (size_t begin = 2; begin <= ref.size(); ) {
-                const size_t end  = std::min(ref.find('/', begin), ref.size());
-                const auto   name = ref.substr(begin, end - begin);
-                if (!cur->is_object() || !cur->contains(name)) {
-                    return;
-                }
-                cur   = &cur->at(name);
-                begin = end + 1;
-            }
+            cur = static_cast<const common_chat_schema_ref *>(cur)->target;
         }
-        refuse("its $ref \"" + schema.at("$ref").get<std::string>() + "\" leads to nothing but further ones");
+    }
+}
+
+struct checker {
+    int64_t n_nodes   = 0;
+    int64_t n_objects = 0;
+
+    // The converter lets any string pass where it cannot follow a pattern: then the answer would not follow the schema.
+    static void check_pattern(const common_json & pattern) {
+        const common_json alone = { {"type", "string"}, {"pattern", pattern} };
+        if (json_schema_to_grammar(alone, /*force_gbnf =*/ true).find("root ::= string\n") != std::string::npos) {
+            refuse("its pattern \"" + pattern.get<std::string>() + "\" is not among those that are supported: it must begin with ^ and "
+                "end with $, without lookaround, back references or classes like \\d");
+        }
     }
 
-    // n: how many times the converter visits it
-    void check(const common_json & node, int64_t n) {
-        n_nodes += n;
-        if (n_nodes > MAX_NODES) {
-            refuse("it has more than " + std::to_string(MAX_NODES) + " parts");
+    // n: how many times the converter visits it. where: what its members are.
+    enum kind { SCHEMA, NAMES, DATA };
+
+    void check(const common_json & node, int64_t n, kind where) {
+        n_nodes   += n;
+        n_objects += node.is_object() ? n : 0;
+        if (n_nodes > MAX_NODES || n_objects > MAX_OBJECTS) {
+            refuse("it has more than " + std::to_string(MAX_OBJECTS) + " objects or " + std::to_string(MAX_NODES) + " values");
         }
         if (node.is_array()) {
             for (size_t i = 0; i < node.size(); ++i) {
-                check(node.at(i), n);
+                check(node.at(i), n, where);
             }
         }
         if (!node.is_object()) {
@@ -85,7 +86,6 @@ struct checker {
         if (node.size() > MAX_PROPERTIES) {
             refuse("an object in it has " + std::to_string(node.size()) + " members, more than " + std::to_string(MAX_PROPERTIES));
         }
-        check_ref(node);
         if (node.contains("type") && node.at("type").is_array()) {
             n *= std::max<int64_t>(1, node.at("type").size());
         }
@@ -97,7 +97,12 @@ struct checker {
             if (bound && value.is_number() && !(std::abs(value.get<double>()) <= MAX_INTEGER)) {
                 refuse(name + " is beyond 2^53");
             }
-            check(value, n);
+            if (where == SCHEMA && name == "pattern" && value.is_string()) {
+                check_pattern(value);
+            }
+            const bool names = where == SCHEMA && (name == "properties" || name == "$defs" || name == "definitions");
+            const bool data  = where == DATA || (where == SCHEMA && (name == "enum" || name == "const"));
+            check(value, n, names ? NAMES : data ? DATA : SCHEMA);
         }
     }
 };
@@ -108,17 +113,15 @@ std::string pac_schema_to_grammar(const char * schema) {
     check_depth(schema);
     try {
         const auto json = common_json::parse(schema);
-        checker{json}.check(json, 1);
-        return json_schema_to_grammar(json, /*force_gbnf =*/ true);
+        checker().check(json, 1, checker::SCHEMA);
+        const auto document = common_chat_schema_from_json(json);
+        check_refs(document);
+        return json_schema_to_grammar(document);
     } catch (const pac_error &) {
         throw;
     } catch (const std::bad_alloc &) {
         throw;
     } catch (const std::exception & e) {
-        std::string why = e.what();
-        for (char & c : why) {
-            c = c == '\n' ? ' ' : c;
-        }
-        refuse(why);
+        refuse(e.what());
     }
 }

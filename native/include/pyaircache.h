@@ -321,7 +321,8 @@ struct pac_sampling {
     int32_t      repeat_last_n;  // among the last n text tokens of prompts and answers; 0: off; -1: all
     uint32_t     seed;           // the same seed gives the same answer; 4294967295: another one every time
     const char * grammar;        // GBNF text that the answer follows, from its first token; NULL or "": none
-    const char * json_schema;    // the same by a JSON schema, as llama-server converts it; not both
+    const char * json_schema;    // the same by a JSON schema, converted as in llama-server (but a pattern that cannot be followed
+                                 // is refused, where the server lets any string pass); not both
 };
 PAC_API struct pac_sampling pac_sampling_default(void); // greedy; repeat_last_n 64
 
