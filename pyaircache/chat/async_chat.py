@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -53,7 +54,7 @@ class AsyncChat:
         options: See `Chat`.
 
     Raises:
-        TypeError: `Chat` has no such option; when it is loaded.
+        TypeError: `Chat` has no such option. Whatever else it raises comes with the loading.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class AsyncChat:
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         **options: Any,
     ) -> None:
+        inspect.signature(Chat).bind(model, mmproj, **options)
         self._make: Callable[[], Chat] = lambda: Chat(model, mmproj, **options)
         self._made: Chat | None = None
         self._turns = Turns()

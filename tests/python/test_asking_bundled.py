@@ -161,6 +161,14 @@ def test_the_example_of_the_low_level_runs(engine, samples, capsys):
     assert samples[0].answer in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_of_asking_run(engine, number):
+    """docs/asking.md, as it stands there."""
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "asking.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(code) == 2
+    exec(compile(code[number], "docs/asking.md", "exec"), {})
+
+
 def test_the_policy_of_the_docs_runs(real_chat, samples):
     code = re.findall(r"```python\n(.*?)```", (DOCS / "methods.md").read_text(encoding="utf-8"), re.DOTALL)
     (example,) = [one for one in code if "class EveryPictureItsShare" in one]

@@ -147,6 +147,9 @@ def test_cancel_ends_a_stream_that_nobody_reads(fake):
 
 
 def test_close_ends_streams_and_refuses_what_waits(fake):
+    with pytest.raises(TypeError, match="keeep"):
+        AsyncChat(keeep=1)
+
     async def main() -> None:
         chat = AsyncChat("fake.gguf")
         with pytest.raises(StateError, match="not loaded"):
