@@ -248,10 +248,13 @@ class AsyncChat:
         if self._turns.closed:
             return
         self._turns.closed = True
-        made = self._made
+
+        def end() -> None:
+            if self._made is not None:  # looked at behind a loading that is under way
+                self._made.close()
+
         try:
-            if made is not None:
-                await self._run(made.close, lambda: None)
+            await self._run(end, lambda: None)
         finally:
             stream = self._stream()
             if stream is not None:
@@ -260,9 +263,13 @@ class AsyncChat:
 
     async def _chat(self) -> Chat:
         """The Chat, loaded if need be; the caller has its turn."""
-        if self._made is None:
-            self._made = await self._run(self._make, lambda: None)
-        return self._made
+
+        def make() -> Chat:
+            if self._made is None:
+                self._made = self._make()  # here, so that it is not lost with a task that is cancelled meanwhile
+            return self._made
+
+        return self._made or await self._run(make, lambda: None)
 
     async def _hold(self, what: str, body: Callable[[Chat], Result], timeout: float | None) -> Result:
         async with Turn(self._turns, what, checks.timeout(timeout)):

@@ -166,6 +166,32 @@ def test_close_ends_streams_and_refuses_what_waits(fake):
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
+def test_a_task_that_is_cancelled_while_it_loads_loses_no_model(fake, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    made = fake.__init__
+
+    def load(self: Any, *arguments: Any, **options: Any) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        made(self, *arguments, **options)
+
+    monkeypatch.setattr(fake, "__init__", load)
+
+    async def main() -> None:
+        chat = AsyncChat("fake.gguf")
+        asking = asyncio.create_task(chat.ask(None, "What?"))
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        asking.cancel()
+        asyncio.get_running_loop().call_soon(go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        loaded = chat.chat
+        await chat.close()
+        assert loaded._engine.closed and loaded.model.closed
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
 def test_errors_and_progress_come_from_the_thread(fake):
     seen: list[tuple[Any, ...]] = []
 
