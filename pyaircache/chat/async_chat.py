@@ -265,9 +265,9 @@ class AsyncChat:
         """The Chat, loaded if need be; the caller has its turn."""
 
         def make() -> Chat:
-            if self._made is None:
-                self._made = self._make()  # here, so that it is not lost with a task that is cancelled meanwhile
-            return self._made
+            made = self._make()
+            self._made = made  # here, so that it is not lost with a task that is cancelled meanwhile
+            return made
 
         return self._made or await self._run(make, lambda: None)
 
