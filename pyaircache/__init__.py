@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from importlib import metadata as _metadata
 
-from .chat.answer import Answer, AnswerStream
+from .chat.answer import Answer, AnswerStream, TokenLogprob
+from .chat.async_chat import AsyncAnswerStream, AsyncChat
 from .chat.chat import Chat
-from .engine.structs import Info, Span
+from .chat.model import Model
+from .engine.structs import CacheType, Info, ModelInfo
 from .errors import (
     ArgumentError,
     BusyError,
@@ -38,12 +40,13 @@ from .errors import (
     UnsupportedError,
 )
 from .images import Pages, Video
-from .methods.method import Method
-from .methods.policy import Policy
+from .methods.method import Method, MethodName
+from .methods.policy import Policy, PolicyContext
 from .methods.pool import Pool
 from .methods.window import All, Elite, Last, Text, Visual, Window
 from .report.report import Report
 from .samples import Sample, sample
+from .spans import Span
 
 try:
     __version__ = _metadata.version("pyaircache")
@@ -55,7 +58,10 @@ __all__ = [
     "Answer",
     "AnswerStream",
     "ArgumentError",
+    "AsyncAnswerStream",
+    "AsyncChat",
     "BusyError",
+    "CacheType",
     "CancelledError",
     "Chat",
     "ContextError",
@@ -68,11 +74,15 @@ __all__ = [
     "Info",
     "Last",
     "Method",
+    "MethodName",
+    "Model",
     "ModelError",
+    "ModelInfo",
     "ModelNotFoundError",
     "OutOfMemoryError",
     "Pages",
     "Policy",
+    "PolicyContext",
     "Pool",
     "ProjectorError",
     "PyAircacheError",
@@ -82,6 +92,7 @@ __all__ = [
     "Span",
     "StateError",
     "Text",
+    "TokenLogprob",
     "UnsupportedError",
     "Video",
     "Visual",

@@ -1,6 +1,8 @@
 """The conversation: what a question goes through from ``Chat.ask`` to its answer."""
 
-from .answer import Answer, AnswerStream
+from .answer import Answer, AnswerStream, TokenLogprob
+from .async_chat import AsyncAnswerStream, AsyncChat
 from .chat import Chat
+from .model import Model
 
-__all__ = ["Answer", "AnswerStream", "Chat"]
+__all__ = ["Answer", "AnswerStream", "AsyncAnswerStream", "AsyncChat", "Chat", "Model", "TokenLogprob"]

@@ -134,8 +134,8 @@ class AnswerStream(Iterator[str]):
         try:
             for _ in self:
                 pass
-        except BaseException:
-            self._finish("interrupted")  # Ctrl-C between two steps; otherwise finished already
+        except BaseException as exc:
+            self._finish(_reason(exc))  # Ctrl-C between two steps; otherwise finished already
             raise
         return self.answer
 

@@ -32,6 +32,7 @@ class Asking:
     _gate: Gate
     _pid: int
     _options: Options
+    _load: openai.Load
 
     # fmt: off
     @overload
@@ -239,7 +240,7 @@ class Asking:
         follows = image is None if follow_up is None else flag("follow_up", follow_up)
 
         def given() -> list[openai.Given]:
-            return [openai.question(image, question, self._session.marker)]
+            return [openai.question(image, question, self._session.marker, self._load)]
 
         return self._answer(lease, given, f"the question {shown(question)}", follows, whole=False, **options)
 
@@ -248,7 +249,7 @@ class Asking:
         follows = flag("reuse", reuse)
 
         def given() -> list[openai.Given]:
-            return openai.parse(messages, self._session.marker)
+            return openai.parse(messages, self._session.marker, self._load)
 
         return self._answer(lease, given, "messages", follows, whole=True, **options)
 
@@ -307,18 +308,20 @@ class Asking:
 def _warn_of_no_effect(asked: Question, keep: bool, method: bool) -> None:
     """Says so where a question without an image was given a ``keep`` or a ``method`` that is not what holds."""
     options, report = asked.options, asked.report
-    changes = []
+    changes, holds = [], []
     if keep and options.keep != report.keep:
         changes.append(f"keep={options.keep:g}")
+        holds.append(f"keep={report.keep:g}")
     if method and options.choice.name != report.method:
         changes.append(f"method={options.choice.name}")
+        holds.append(f"method={report.method}")
     if not changes or asked.turn.images:
         return
     why = "there is no image in this conversation"
     if any(turn.images for turn in asked.turns):
         why = (
             "a follow-up reads its image as it was kept for the question about it "
-            f"(keep={report.keep:g}, method={report.method}); ask with the image again"
+            f"({', '.join(holds)}); ask with the image again"
         )
     warning(f"{' and '.join(changes)} {'has' if len(changes) == 1 else 'have'} no effect: {why}")
 

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from .. import checks
 from ..checks import flag
 from ..engine.structs import Info
-from ..errors import BusyError, StateError
+from ..errors import StateError
+from ..images import Picture
+from ..methods.method import Method, MethodName
+from ..methods.policy import Policy
+from ..progress import OnProgress
 from ..report.report import Report
 from ..spans import Span
 from .answer import Answer, AnswerStream
 from .chat import Chat
 from .gate import Lease
 from .model import Model
+from .options import Schema
+from .session import CANCELLED
+from .turns import Turn, Turns
 
 Result = TypeVar("Result")
 
@@ -47,7 +54,7 @@ class AsyncChat:
         options: See `Chat`.
 
     Raises:
-        TypeError: `Chat` has no such option; when it is loaded.
+        TypeError: `Chat` has no such option. Whatever else it raises comes with the loading.
     """
 
     def __init__(
@@ -56,16 +63,15 @@ class AsyncChat:
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         **options: Any,
     ) -> None:
+        inspect.signature(Chat).bind(model, mmproj, **options)
         self._make: Callable[[], Chat] = lambda: Chat(model, mmproj, **options)
         self._made: Chat | None = None
-        self._closed = False
-        self._turn = asyncio.Lock()  # whose question it is: threads that wait in the Chat's own queue would be in the way
-        self._holder = ""
+        self._turns = Turns()
         self._stream: Callable[[], AsyncAnswerStream | None] = lambda: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pyaircache")
 
     async def __aenter__(self) -> AsyncChat:
-        async with _Turn(self, "loading", None):
+        async with Turn(self._turns, "loading", None):
             await self._chat()
         return self
 
@@ -83,7 +89,7 @@ class AsyncChat:
             StateError: It has not been loaded yet.
         """
         if self._made is None:
-            raise StateError("this AsyncChat has not been loaded yet: `async with` loads it, and so does the first call")
+            raise StateError("this AsyncChat is not loaded yet: `async with` loads it, and so does the first call")
         return self._made
 
     @property
@@ -96,8 +102,123 @@ class AsyncChat:
         """See `Chat.messages`; StateError before it is loaded."""
         return self.chat.messages
 
-    # ASK
-    # COMPLETE
+    # fmt: off
+    @overload
+    async def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
+            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
+            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
+            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
+            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
+            stream: Literal[False] = ..., timeout: float | None = ...,
+            on_progress: OnProgress | None = ...) -> Answer: ...
+    @overload
+    async def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
+            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
+            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
+            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
+            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
+            stream: Literal[True], timeout: float | None = ...,
+            on_progress: OnProgress | None = ...) -> AsyncAnswerStream: ...
+    @overload
+    async def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
+            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
+            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
+            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
+            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
+            stream: bool, timeout: float | None = ...,
+            on_progress: OnProgress | None = ...) -> Answer | AsyncAnswerStream: ...
+    # fmt: on
+    async def ask(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        follow_up: bool | None = None,
+        keep: float | None = None,
+        method: MethodName | Method | Policy | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        json_schema: Schema | None = None,
+        grammar: str | None = None,
+        logprobs: int | None = None,
+        stream: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Answer | AsyncAnswerStream:
+        """See `Chat.ask`. With ``stream=True`` an `AsyncAnswerStream`, when the prompt has been evaluated."""
+        # fmt: off
+        return await self._answer(
+            "_ask", image, question, follow_up=follow_up,
+            keep=keep, method=method, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop, json_schema=json_schema,
+            grammar=grammar, logprobs=logprobs, stream=stream, timeout=timeout, on_progress=on_progress,
+        )
+        # fmt: on
+
+    # fmt: off
+    @overload
+    async def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
+            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
+            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
+            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
+            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
+            stream: Literal[False] = ..., timeout: float | None = ...,
+            on_progress: OnProgress | None = ...) -> Answer: ...
+    @overload
+    async def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
+            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
+            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
+            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
+            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
+            stream: Literal[True], timeout: float | None = ...,
+            on_progress: OnProgress | None = ...) -> AsyncAnswerStream: ...
+    @overload
+    async def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
+            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
+            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
+            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
+            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
+            stream: bool, timeout: float | None = ...,
+            on_progress: OnProgress | None = ...) -> Answer | AsyncAnswerStream: ...
+    # fmt: on
+    async def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        reuse: bool = True,
+        keep: float | None = None,
+        method: MethodName | Method | Policy | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        json_schema: Schema | None = None,
+        grammar: str | None = None,
+        logprobs: int | None = None,
+        stream: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Answer | AsyncAnswerStream:
+        """See `Chat.complete`."""
+        # fmt: off
+        return await self._answer(
+            "_complete", messages, reuse=reuse,
+            keep=keep, method=method, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop, json_schema=json_schema,
+            grammar=grammar, logprobs=logprobs, stream=stream, timeout=timeout, on_progress=on_progress,
+        )
+        # fmt: on
+
     async def spans(self, size: tuple[int, int], *, timeout: float | None = None) -> list[Span]:
         """See `Chat.spans`."""
         return await self._hold("spans()", lambda chat: chat.spans(size), timeout)
@@ -111,8 +232,8 @@ class AsyncChat:
         await self._hold("reset()", lambda chat: chat.reset(), timeout)
 
     def cancel(self) -> bool:
-        """See `Chat.cancel`: at once, and no coroutine; the task that waits for the answer gets a CancelledError of this
-        package. A stream that nobody reads ends."""
+        """See `Chat.cancel`: at once, and no coroutine. The task that waits for the answer gets this package's
+        CancelledError; a stream that nobody reads ends."""
         if self._made is None:
             return False
         found = self._made.cancel()
@@ -124,13 +245,16 @@ class AsyncChat:
     async def close(self) -> None:
         """See `Chat.close`: waits for the call that is running; an open stream ends, and questions that wait get a
         StateError. May be called again."""
-        if self._closed:
+        if self._turns.closed:
             return
-        self._closed = True
-        made = self._made
+        self._turns.closed = True
+
+        def end() -> None:
+            if self._made is not None:  # looked at behind a loading that is under way
+                self._made.close()
+
         try:
-            if made is not None:
-                await self._run(made.close, lambda: None)
+            await self._run(end, lambda: None)
         finally:
             stream = self._stream()
             if stream is not None:
@@ -139,19 +263,23 @@ class AsyncChat:
 
     async def _chat(self) -> Chat:
         """The Chat, loaded if need be; the caller has its turn."""
-        if self._made is None:
-            self._made = await self._run(self._make, lambda: None)
-        return self._made
+
+        def make() -> Chat:
+            made = self._make()
+            self._made = made  # here, so that it is not lost with a task that is cancelled meanwhile
+            return made
+
+        return self._made or await self._run(make, lambda: None)
 
     async def _hold(self, what: str, body: Callable[[Chat], Result], timeout: float | None) -> Result:
-        async with _Turn(self, what, checks.timeout(timeout)):
+        async with Turn(self._turns, what, checks.timeout(timeout)):
             chat = await self._chat()
             return await self._run(lambda: body(chat), lambda: None)
 
     async def _answer(self, name: Literal["_ask", "_complete"], *what: Any, **options: Any) -> Any:
         """Asks, with a turn that stays with a stream."""
         seconds, streams = checks.timeout(options.pop("timeout")), flag("stream", options["stream"])
-        async with _Turn(self, "a streamed answer" if streams else "a question", seconds) as turn:
+        async with Turn(self._turns, "a streamed answer" if streams else "a question", seconds) as turn:
             chat = await self._chat()
             lease = chat._lease()
             answer: Answer | AnswerStream = await self._run(
@@ -165,8 +293,6 @@ class AsyncChat:
 
     async def _run(self, call: Callable[[], Result], cancel: Callable[[], object]) -> Result:
         """Calls something in the thread. A task that is cancelled cancels it, and goes on when it has ended."""
-        if self._closed and call != getattr(self._made, "close", None):
-            raise StateError("this AsyncChat is closed")
         future = asyncio.get_running_loop().run_in_executor(self._thread, call)
         try:
             return await asyncio.shield(future)
@@ -175,45 +301,11 @@ class AsyncChat:
             while not future.done():  # whatever else the task is told: the next call must not find this one's traces
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([future])
-            if not future.cancelled() and future.exception() is None and isinstance(future.result(), AnswerStream):
-                future.result().end("the task that asked was cancelled")  # too late to be cancelled: nobody will read it
+            if not future.cancelled() and future.exception() is None:
+                late: object = future.result()
+                if isinstance(late, AnswerStream):  # nobody will read it
+                    late.end(CANCELLED)
             raise
-
-
-class _Turn:
-    """An AsyncChat's turn: a ``with`` block has it, or what `keep` was called for."""
-
-    def __init__(self, owner: AsyncChat, what: str, timeout: float | None) -> None:
-        self._owner, self._what, self._timeout = owner, what, timeout
-        self._kept = False
-
-    async def __aenter__(self) -> _Turn:
-        owner = self._owner
-        if not owner._turn.locked() or self._timeout is None:
-            await owner._turn.acquire()
-        else:
-            began = time.monotonic()
-            try:
-                await asyncio.wait_for(owner._turn.acquire(), self._timeout)
-            except asyncio.TimeoutError:
-                raise BusyError(
-                    f"this AsyncChat is busy after {time.monotonic() - began:.3g} s with {owner._holder}; "
-                    "wait longer, close the stream, or cancel()"
-                ) from None
-        owner._holder = self._what
-        if owner._closed:
-            owner._turn.release()
-            raise StateError("this AsyncChat is closed")
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        if not self._kept:
-            self._owner._turn.release()
-
-    def keep(self) -> Callable[[], None]:
-        """The turn outlives the block; returns what gives it back."""
-        self._kept = True
-        return self._owner._turn.release
 
 
 class AsyncAnswerStream(AsyncIterator[str]):
@@ -278,7 +370,7 @@ class AsyncAnswerStream(AsyncIterator[str]):
 
     async def _call(self, call: Callable[[], Result]) -> Result:
         try:
-            if self._stream.done or self._owner._closed:  # needs no thread, and there may be none any more
+            if self._stream.done or self._owner._turns.closed:  # needs no thread, and there may be none any more
                 return call()
             return await self._owner._run(call, lambda: self._chat._cancel(self._lease))
         finally:

@@ -13,6 +13,7 @@ from ..engine.engine import Engine
 from ..engine.protocol import EngineLike
 from ..engine.structs import CacheType, Info
 from ..errors import ArgumentError, StateError, UnsupportedError
+from ..images import load_images
 from ..methods.choice import choose
 from ..methods.method import Method, MethodName
 from ..methods.policy import Policy
@@ -120,6 +121,7 @@ class Chat(Asking):
         of_model = {name: value for name, value in of_model.items() if value is not None}
         self._options = Options(keep=keep, choice=choose(method, alpha))
         first = openai.system(system) if system is not None else None
+        self._load = load_images
         self._pid = os.getpid()
         self._closing = False
         self._gate = Gate()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +18,9 @@ from ..images import Picture, load_images
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
+
+Load = Callable[[Any], list[NDArray[np.uint8]]]
+"""How pictures are read: `load_images`, or with more or less than it takes by itself."""
 
 _ADDRESSES = ("data:", "http://", "https://")
 
@@ -68,7 +71,7 @@ def system(text: object) -> Given:
     return Given("system", text, [], text)
 
 
-def question(image: Picture | Sequence[Picture] | None, text: object, marker: str) -> Given:
+def question(image: Picture | Sequence[Picture] | None, text: object, marker: str, load: Load = load_images) -> Given:
     """The message of a question: its images come before its text.
 
     Raises:
@@ -78,7 +81,7 @@ def question(image: Picture | Sequence[Picture] | None, text: object, marker: st
     if not isinstance(text, str) or not text.strip():
         raise ArgumentError(f"the question must be a text that is not empty, got {shown(text)}")
     utf8(text)
-    images = load_images(image)
+    images = load(image)
     if not images:
         return Given("user", text, [], text)
     given = image if isinstance(image, (list, tuple)) else [image]
@@ -95,13 +98,14 @@ def _is_address(text: str) -> bool:
     return text[:8].lower().startswith(_ADDRESSES)
 
 
-def parse(messages: object, marker: str) -> list[Given]:
+def parse(messages: object, marker: str, load: Load = load_images) -> list[Given]:
     """Reads OpenAI-style messages.
 
     Args:
         messages: Dictionaries with ``role`` and ``content``: a text, or parts ``{"type": "text", "text": ...}`` and
             ``{"type": "image_url", "image_url": {"url": ...}}``.
         marker: Stands for an image in the contents that are returned.
+        load: Reads a picture.
 
     Raises:
         ArgumentError: They are something else; or the last one is not the user's.
@@ -109,13 +113,13 @@ def parse(messages: object, marker: str) -> list[Given]:
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ArgumentError(f"messages must be a list of at least one message, got {shown(messages)}")
-    given = [_parse(one, f"messages[{i}]", marker) for i, one in enumerate(messages)]
+    given = [_parse(one, f"messages[{i}]", marker, load) for i, one in enumerate(messages)]
     if given[-1].role != "user":
         raise ArgumentError(f"the last message must be the user's, got one of the role {shown(given[-1].role)}")
     return given
 
 
-def _parse(message: object, where: str, marker: str) -> Given:
+def _parse(message: object, where: str, marker: str, load: Load) -> Given:
     if not isinstance(message, Mapping):
         raise ArgumentError(f"{where} must be a dictionary with role and content, got {shown(message)}")
     role = one_of(f"the role of {where}", message.get("role"), ROLES)
@@ -129,13 +133,13 @@ def _parse(message: object, where: str, marker: str) -> Given:
         raise ArgumentError(f"the content of {where} must be a text or a list of parts, got {shown(content)}")
     text, images = "", []
     for i, part in enumerate(content):
-        piece, pictures = _part(part, f"part {i} of {where}", role)
+        piece, pictures = _part(part, f"part {i} of {where}", role, load)
         text += piece + marker * len(pictures)
         images += pictures
     return Given(role, text, images, _copied(content))
 
 
-def _part(part: object, where: str, role: str) -> tuple[str, list[NDArray[np.uint8]]]:
+def _part(part: object, where: str, role: str, load: Load) -> tuple[str, list[NDArray[np.uint8]]]:
     """(text, pictures) of a part: one of the two is empty."""
     if not isinstance(part, Mapping):
         raise ArgumentError(f"{where} must be a dictionary with a type, got {shown(part)}")
@@ -156,4 +160,4 @@ def _part(part: object, where: str, role: str) -> tuple[str, list[NDArray[np.uin
             f"the address of {where} must be a data URI (data:image/png;base64,...), got {shown(url)}; "
             "for a file give pathlib.Path(name)"
         )
-    return "", load_images(url)
+    return "", load(url)

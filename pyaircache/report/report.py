@@ -179,9 +179,8 @@ class Report:
         """
         if not self.budgets.size:
             raise StateError("there are no budgets to compare: this question had no image")
-        if not isinstance(other, (np.ndarray, list, tuple)):
-            other = self._allocated(other)
-        return jensen_shannon(self.budgets, given_budgets(other, self.layers))
+        budgets: Any = other if isinstance(other, (np.ndarray, list, tuple)) else self._allocated(other)
+        return jensen_shannon(self.budgets, given_budgets(budgets, self.layers))
 
     def _allocated(self, other: Any) -> Any:
         """The budgets of an allocation or a `Method`; anything else as it is."""

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import bundled_files, engine_method, open_engine, pages
-from pyaircache.engine.engine import Engine
-from pyaircache.engine.structs import Sampling
 
+from pyaircache.engine import Engine, Sampling
 from pyaircache.errors import ArgumentError, EngineError, PyAircacheError
 
 YES_NO = 'root ::= "yes" | "no"'

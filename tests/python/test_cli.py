@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fake_engine import FakeModel
 from PIL import Image
 
 import pyaircache
@@ -49,19 +50,19 @@ def test_json_is_one_object(fake, picture):
 
 def test_options_reach_the_engine(fake, picture, monkeypatch):
     seen = {}
-    make = fake.__init__
+    for kind in (FakeModel, fake):
 
-    def spy(self, model, mmproj=None, **options):
-        seen.update(options, model=str(model))
-        make(self, model, mmproj, **options)
+        def spy(self, model, mmproj=None, make=kind.__init__, **options):
+            seen.update(options, **({} if isinstance(model, FakeModel) else {"model": str(model)}))
+            make(self, model, mmproj, **options)
 
-    monkeypatch.setattr(fake, "__init__", spy)
+        monkeypatch.setattr(kind, "__init__", spy)
     result = run("ask", picture, "What?", "--model", "m.gguf", "--ctx", "2048", "--n-gpu-layers", "3", "--threads", "2",
                  "--cache-type-k", "q8_0", "--cache-type-v", "q4_0", "--max-tokens", "2")  # fmt: skip
     assert result.stdout == "he\n"
     seen.pop("progress")
     assert seen == {"model": "m.gguf", "n_ctx": 2048, "n_gpu_layers": 3, "n_threads": 2, "cache_type_k": "q8_0",
-                    "cache_type_v": "q4_0", "rpc_servers": None}  # fmt: skip
+                    "cache_type_v": "q4_0", "rpc_servers": None, "image_cache_bytes": None}  # fmt: skip
 
 
 @pytest.mark.parametrize(
