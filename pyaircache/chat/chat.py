@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, get_args
@@ -67,6 +68,7 @@ class Chat(Asking):
         cache_type_k: Type of the cache's keys: f32, f16, bf16, q8_0 or q4_0.
         cache_type_v: Type of its values.
         rpc_servers: ``"host:port"`` of ggml RPC servers to compute on, several separated by commas or as a list.
+        image_urls: Whether pictures may be ``http(s)://`` addresses, which are then fetched (docs/pictures.md).
         image_cache_bytes: Memory for the embeddings of pictures that were encoded; None: 256 MiB; 0: none are kept.
         on_progress: Called while loading, with ("load", done, total).
         verbose: Show llama.cpp's log on stderr while this Chat is open. It goes to the logger ``pyaircache.llama`` in
@@ -102,6 +104,7 @@ class Chat(Asking):
         cache_type_v: CacheType = "f16",
         rpc_servers: str | Sequence[str] | None = None,
         image_cache_bytes: int | None = None,
+        image_urls: bool = False,
         on_progress: OnProgress | None = None,
         verbose: bool = False,
     ) -> None:
@@ -121,7 +124,7 @@ class Chat(Asking):
         of_model = {name: value for name, value in of_model.items() if value is not None}
         self._options = Options(keep=keep, choice=choose(method, alpha))
         first = openai.system(system) if system is not None else None
-        self._load = load_images
+        self._load = functools.partial(load_images, urls=flag("image_urls", image_urls))
         self._pid = os.getpid()
         self._closing = False
         self._gate = Gate()

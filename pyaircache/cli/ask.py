@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -117,13 +117,13 @@ def ask(
     chat = Chat(
         model,
         projector,
-        method=chosen,
+        method=cast(Any, chosen),  # Chat says which it takes
         alpha=threshold,
         n_ctx=ctx,
         n_gpu_layers=n_gpu_layers,
         n_threads=threads,
-        cache_type_k=cache_type_k,
-        cache_type_v=cache_type_v,
+        cache_type_k=cast(Any, cache_type_k),
+        cache_type_v=cast(Any, cache_type_v),
         rpc_servers=rpc_servers,
         verbose=verbose,
         **loading,
