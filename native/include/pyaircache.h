@@ -260,7 +260,7 @@ PAC_API int32_t      pac_method_get(const struct pac_method * method, const char
 PAC_API int32_t pac_count_tokens(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
         int32_t * n_cells);
 
-// What pac_prompt would make of a prompt: its spans, tokens and n_past, without evaluating anything (the times are 0).
+// What pac_prompt would make of a prompt: its spans, tokens and n_past, without evaluating anything (the times and counts of images are 0).
 // The spans are valid until the next call. Pixels are not looked at, sizes are.
 PAC_API int32_t pac_layout(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
         struct pac_prompt_info * out);
