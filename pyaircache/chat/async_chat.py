@@ -269,7 +269,9 @@ class AsyncChat:
             self._made = made  # here, so that it is not lost with a task that is cancelled meanwhile
             return made
 
-        return self._made if self._made is not None else await self._run(make, lambda: None)
+        if self._made is not None:
+            return self._made
+        return await self._run(make, lambda: None)
 
     async def _hold(self, what: str, body: Callable[[Chat], Result], timeout: float | None) -> Result:
         async with Turn(self._turns, what, checks.timeout(timeout)):

@@ -207,7 +207,7 @@ def test_policy_that_fails_leaves_the_chat_usable(engine, samples):
 
 
 def test_the_documents_example_of_a_policy_runs(engine, samples, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
+    code, *_ = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
     assert len([line for line in code.splitlines() if line.strip()]) <= 14
     space: dict = {}
     monkeypatch.chdir(samples[0].picture.parent)
