@@ -14,11 +14,11 @@ METHODS: dict[str, str | Method] = {name: name for name in ("full", "aircache", 
 METHODS["last, pooled"] = Method(window=Method.named("last").window, allocation="uniform", pool=Pool("max", 5))
 
 print(f"{'method':<14} {'right':>6} {'cells':>6}")
-for name, method in METHODS.items():
-    right, cells = 0, 0
-    with Chat(keep=KEEP, method=method) as chat:
+with Chat(keep=KEEP) as chat:
+    for name, method in METHODS.items():
+        right, cells = 0, 0
         for page in PAGES:
-            answer = chat.ask(page.path, page.question, max_tokens=16)
+            answer = chat.ask(page.path, page.question, method=method, max_tokens=16)
             right += answer == page.answer
             cells += answer.report.cells_kept
-    print(f"{name:<14} {right:>4}/{len(PAGES)} {cells:>6}")
+        print(f"{name:<14} {right:>4}/{len(PAGES)} {cells:>6}")

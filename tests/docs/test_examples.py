@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ANSWERS = [sample(number).answer for number in range(5)]
 # What each one prints, besides whatever else, and the files that it writes.
 PRINTS: dict[str, list[str]] = {
+    "async_chat": [*ANSWERS[:4]],
     "compare_methods": ["5/5   5808", "aircache", "random"],
     "first_question": [ANSWERS[0], "right"],
     "follow_up": [ANSWERS[1], "none visual"],
@@ -23,7 +24,9 @@ PRINTS: dict[str, list[str]] = {
     "own_policy": [f"aircache:    {ANSWERS[0]}", f"one ranking: {ANSWERS[0]}"],
     "report_to_json": ["cells kept", '"kv_bytes_full"', "budgets per layer"],
     "several_pictures": [f"a NumPy array: {ANSWERS[0]}", "picture 2: a grid of"],
+    "shared_model": [*ANSWERS, "keep 0.02", "0 ms of encoding"],
     "streaming": [ANSWERS[0], "stopped by: closed"],
+    "structured_answer": ["most likely", "two digits, by a grammar", "up to the first 5"],
     "threads": [*ANSWERS, "meanwhile: BusyError", "cancelled: ", "0 visual tokens"],
 }
 WRITES = {
