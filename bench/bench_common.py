@@ -19,9 +19,7 @@ import numpy as np
 import random_gguf
 from tqdm import tqdm
 
-from pyaircache.engine import library
-from pyaircache.engine.engine import Engine, version
-from pyaircache.engine.structs import Message
+from pyaircache.engine import Engine, Message, version
 from pyaircache.errors import PyAircacheError
 
 CACHE = Path(__file__).resolve().parent / ".cache"  # made GGUFs; git-ignored
@@ -148,8 +146,6 @@ class Settings:
         assert mmproj is not None
         n_ctx = rounded(self.visual + reserve + TEXT_CELLS)
         try:
-            ffi, lib, _ = library.load()
-            lib.pac_log_set(ffi.NULL, ffi.NULL)  # quiet
             loaded = Engine(
                 model,
                 mmproj,

@@ -21,8 +21,7 @@ from bench_common import Settings
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from random_gguf import PRESETS, Shape
 
-from pyaircache.engine.engine import Engine
-from pyaircache.engine.structs import EngineMethod
+from pyaircache.engine import Engine, EngineMethod
 
 
 def row_bytes(shape: Shape, cache_type: str) -> int:

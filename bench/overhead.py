@@ -22,9 +22,7 @@ import click
 import numpy as np
 from bench_common import Settings
 
-from pyaircache.engine import selection
-from pyaircache.engine.engine import Engine
-from pyaircache.engine.structs import EngineMethod
+from pyaircache.engine import Engine, EngineMethod, named_methods
 
 RESERVE = 16  # cells kept free behind the prompt
 
@@ -80,7 +78,7 @@ def main(settings: Settings, name: str) -> None:
     """Measure the overhead of observe + score + evict as a share of the prefill."""
     method = EngineMethod(settings.keep)
     if name != "aircache":
-        known = selection.named_methods()
+        known = named_methods()
         if name not in known:
             raise click.UsageError(f"--method must be one of {', '.join(known)}, got {name}")
         method = replace(known[name], keep=settings.keep)

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # for training/, which is not installed
 
 from pyaircache import Chat, Last, Method, Pool, PyAircacheError  # noqa: E402
-from pyaircache.engine.engine import version  # noqa: E402
+from pyaircache.engine import version  # noqa: E402
 from training.draw import draw_page, draw_size  # noqa: E402
 
 # Points of the grid that have no name of their own: a named method, and what is different.
@@ -115,20 +115,18 @@ def make_cases(count: int, seed: int) -> list[Case]:
     return cases
 
 
-def ask(chat: Chat, case: Case, keep: float) -> Outcome:
+def ask(chat: Chat, case: Case, keep: float, method: str | Method) -> Outcome:
     """Asks, looking at the logits that each token of the answer, and its end, is chosen from.
 
     Random scores are drawn anew for every page: one seed gives all pages of a size the same set.
     """
-    method = chat._options.choice.method
-    if method is not None and method.score == "random":
-        choice = dataclasses.replace(chat._options.choice, method=dataclasses.replace(method, seed=case.number))
-        chat._options = dataclasses.replace(chat._options, choice=choice)
+    if method == "random":
+        method = dataclasses.replace(Method.named("random"), seed=case.number)
     logits = []
-    with chat.ask(case.image, case.question, keep=keep, max_tokens=MAX_TOKENS, stream=True) as stream:
+    with chat.ask(case.image, case.question, keep=keep, method=method, max_tokens=MAX_TOKENS, stream=True) as stream:
         for _ in stream:
-            logits.append(chat._engine.logits())
-    logits.append(chat._engine.logits())
+            logits.append(chat.engine.logits())
+    logits.append(chat.engine.logits())
     one_by_one = 1 <= stream.report.answer_tokens == len(logits) - 1  # several tokens may make up one piece of text
     return Outcome(str(stream.answer), stream.report.cells_kept, logits[1] if one_by_one else None)
 
@@ -165,13 +163,12 @@ def compare(method: str, keep: float, cases: Sequence[Case], full: Sequence[Outc
 
 def measure(cases: Sequence[Case], methods: Sequence[str], keeps: Iterable[float], **options: Any) -> Iterator[Row]:
     """Yields the row of the full cache, then those of the methods; options: of Chat."""
-    with Chat(method="full", **options) as chat:
-        full = [ask(chat, case, 1.0) for case in progress(cases, "full")]
-    yield compare("full", 1.0, cases, full, full)
-    for method in methods:
-        with Chat(method=method_of(method), **options) as chat:
+    with Chat(**options) as chat:
+        full = [ask(chat, case, 1.0, "full") for case in progress(cases, "full")]
+        yield compare("full", 1.0, cases, full, full)
+        for method in methods:
             for keep in (keep for keep in keeps if keep < 1):  # 1 is the full cache
-                got = [ask(chat, case, keep) for case in progress(cases, f"{method} {keep:g}")]
+                got = [ask(chat, case, keep, method_of(method)) for case in progress(cases, f"{method} {keep:g}")]
                 yield compare(method, keep, cases, full, got)
 
 

@@ -17,8 +17,7 @@ import click
 import numpy as np
 import torch
 
-from pyaircache.engine.selection import allocate, select
-from pyaircache.engine.structs import EngineMethod
+from pyaircache.engine import EngineMethod, allocate, select
 from training.batch import Batch, make_batch
 from training.draw import LARGE, SIZES
 from training.losses import answer_loss, elite

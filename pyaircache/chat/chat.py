@@ -157,6 +157,14 @@ class Chat(Asking):
         return self._session.info
 
     @property
+    def engine(self) -> EngineLike:
+        """The engine that holds this conversation (docs/engine.md), to look at between two tokens or questions.
+
+        Read from it: its logits, its counters. A call that changes its conversation makes this Chat's answers wrong.
+        """
+        return self._engine
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         """The conversation as OpenAI-style messages, a copy: what `complete` takes.
 

@@ -144,6 +144,6 @@ def test_logits_are_those_of_the_second_token() -> None:
     needs_engine()
     (case,) = quality.make_cases(1, 3)
     with quality.Chat(n_threads=1) as chat:
-        outcome = quality.ask(chat, case, 0.25)
+        outcome = quality.ask(chat, case, 0.25, "aircache")
         chat.ask(case.image, case.question, keep=0.25, max_tokens=2)
-        np.testing.assert_array_equal(outcome.logits, chat._engine.logits())
+        np.testing.assert_array_equal(outcome.logits, chat.engine.logits())

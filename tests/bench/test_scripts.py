@@ -70,11 +70,9 @@ class PaperEngine:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Any, *options: str) -> tuple[str, dict]:
-    quiet = SimpleNamespace(pac_log_set=lambda *_: None)
     monkeypatch.setattr(bench_common, "CACHE", tmp_path)
     monkeypatch.setattr(bench_common, "Engine", PaperEngine)
     monkeypatch.setattr(bench_common, "version", lambda: "paper")
-    monkeypatch.setattr(bench_common.library, "load", lambda: (SimpleNamespace(NULL=None), quiet, None))
     path = tmp_path / "out.json"
     result = CliRunner().invoke(script.main, ["--preset", "tiny", "--visual", "200", "--json", str(path), *options])
     assert result.exit_code == 0, result.output

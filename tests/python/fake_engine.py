@@ -221,6 +221,9 @@ class FakeEngine:
         self.log.append(token)
         self._returns("decode")
 
+    def logits(self) -> NDArray[np.float32]:
+        return np.zeros(END + 1, np.float32)
+
     def stats(self) -> Stats:
         return Stats(self.n_ctx, self.n_past, self.n_ctx - self.n_past, 0, self.n_decodes, self.n_past * 10, 0, 0)
 
