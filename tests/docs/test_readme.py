@@ -36,6 +36,7 @@ SERVERS = ("pyaircache serve ", "pyaircache/bin/ggml-rpc-server ")
 RUN = ("pyaircache ", "curl ")
 # Alternatives without a language: expressions with names that the text explains
 EXPRESSIONS = 'Chat(method="snapkv")'
+QUESTIONS = 'chat.ask("page.png", '
 # Commands of docs/ that run on what is here
 DOCS = ("building.md", "convert.md", "methods.md")
 IN_DOCS = ("pyaircache convert ", "pyaircache methods", 'pyaircache ask page.png "What is the Parcel No?"')
@@ -59,7 +60,7 @@ def commands(block: str) -> list[str]:
 
 BLOCKS = blocks("README.md")
 PYTHON = [block for language, block in BLOCKS if language == "python"]
-SHELL = [commands(block) for language, block in BLOCKS if not language and not block.startswith(EXPRESSIONS)]
+SHELL = [commands(block) for language, block in BLOCKS if not language and not block.startswith((EXPRESSIONS, QUESTIONS))]
 OTHERS = [commands(block) for page in DOCS for language, block in blocks(f"docs/{page}") if not language]
 ALONE = [line for lines in SHELL for line in lines if not lines[0].startswith(SERVERS) and line.startswith(RUN)]
 ALONE += [line for lines in OTHERS for line in lines if not lines[0].startswith(SERVERS) and line.startswith(IN_DOCS)]
@@ -173,6 +174,15 @@ def test_expressions(folder: Path) -> None:
         with eval(line.partition("  #")[0], names) as chat:
             report = chat.ask("page.png", sample().question, max_tokens=2).report
             assert 0 < report.kv_bytes < report.kv_bytes_full
+
+
+def test_questions(folder: Path) -> None:
+    """They follow each other in one conversation."""
+    (block,) = (block for _, block in BLOCKS if block.startswith(QUESTIONS))
+    with pyaircache.Chat(n_ctx=1024) as chat:
+        for line in commands(block):
+            eval(line.partition("  #")[0], {"chat": chat})
+        assert len(chat.messages) == 2
 
 
 def test_server(folder: Path) -> None:
