@@ -60,7 +60,8 @@ def commands(block: str) -> list[str]:
 
 BLOCKS = blocks("README.md")
 PYTHON = [block for language, block in BLOCKS if language == "python"]
-SHELL = [commands(block) for language, block in BLOCKS if not language and not block.startswith((EXPRESSIONS, QUESTIONS))]
+OURS = (EXPRESSIONS, QUESTIONS)
+SHELL = [commands(block) for language, block in BLOCKS if not language and not block.startswith(OURS)]
 OTHERS = [commands(block) for page in DOCS for language, block in blocks(f"docs/{page}") if not language]
 ALONE = [line for lines in SHELL for line in lines if not lines[0].startswith(SERVERS) and line.startswith(RUN)]
 ALONE += [line for lines in OTHERS for line in lines if not lines[0].startswith(SERVERS) and line.startswith(IN_DOCS)]
