@@ -14,5 +14,5 @@ with Chat() as chat:
         answer = chat.ask(page.path, page.question, keep=keep)
         name = f"heatmap-{keep * 100:.0f}.png"
         answer.report.heatmap(page.path).save(name)
-        share = answer.report.share_of_layers  # of every visual token: which share of the layers kept it
+        share = answer.report.kept_per_token  # of every visual token: which share of the layers kept it
         print(f"{name}: {page.question} {answer}; {(share > 0).sum()} of {len(share)} tokens are left somewhere")

@@ -29,6 +29,11 @@ START_S = 20.0  # a server that has not answered by then will not
 Program = Callable[[str], Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: with several processes, none is left with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def program() -> Program:
     """Finds a built program: in the folder PYAIRCACHE_BIN, the package's bin folder, or build/bin."""

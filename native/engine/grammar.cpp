@@ -1,8 +1,8 @@
-// The words for the parts of a method (policy/grammar.h) at the C border: the very parser of llama-server's flags.
+// The words for the parts of a method (api/grammar.h) at the C border: the very parser of llama-server's flags.
 #include "border.h"
 #include "engine.h"
 
-#include "policy/grammar.h"
+#include "api/grammar.h"
 
 #include <cstring>
 #include <stdexcept>

@@ -1,6 +1,6 @@
 #include "aircache-params.h"
 
-#include "policy/grammar.h"
+#include "api/grammar.h"
 
 #include <algorithm>
 #include <iterator>

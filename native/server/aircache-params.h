@@ -17,7 +17,7 @@ struct common_params_aircache {
     float       keep   = 1.0f;       // kept share of the visual cells, (0, 1]; 1: nothing is done
     std::string method = "aircache"; // llama_aircache_method_by_name
     float       alpha  = 0.0f;       // threshold of an elite window, (0, 1]; 0: the method's own
-    std::string window;              // policy/grammar.h has the words; "": the method's own
+    std::string window;              // api/grammar.h has the words; "": the method's own
     std::string allocation;          // likewise
 
     uint32_t    request_fields = ~0u;  // those of COMMON_AIRCACHE_FIELDS that requests may set, a bit each

@@ -25,7 +25,7 @@ def packages(*names: str) -> list[str]:
 def test_every_requirement_has_a_lower_bound(name: str) -> None:
     lines = requires(name).stdout.split()
     assert len(lines) > 5
-    assert [line for line in lines if not re.fullmatch(r"[a-z-]+(>=|==)\d+(\.\d+)+", line)] == []
+    assert [line for line in lines if not re.fullmatch(r"[a-z0-9-]+(>=|==)\d+(\.\d+)+", line)] == []
 
 
 def test_groups_are_resolved_once() -> None:

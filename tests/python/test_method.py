@@ -146,7 +146,7 @@ def test_names_that_are_no_method(engine, name, message):
 
 
 def test_codes_are_those_of_the_header():
-    header = (Path(__file__).parents[2] / "native" / "include" / "llama-aircache.h").read_text(encoding="utf-8")
+    header = (Path(__file__).parents[2] / "native" / "include" / "aircache-method.h").read_text(encoding="utf-8")
     codes = {name: int(code) for name, code in re.findall(r"LLAMA_AIRCACHE_([A-Z]+_[A-Z]+) *= (\d)", header)}
     ours = {"SCORE": SCORES, "KEYS": KEYS, "ALLOC": ("aircache", *ALLOCATIONS[1:])}
     for kind, names in ours.items():

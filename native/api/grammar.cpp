@@ -1,4 +1,4 @@
-#include "policy/grammar.h"
+#include "api/grammar.h"
 
 #include <algorithm>
 #include <cstdint>
