@@ -114,6 +114,16 @@ void llama_aircache_kv::release(uint32_t ikv, uint32_t stream, uint32_t i0, uint
     llama_aircache_pages_release(v(ikv, stream), v_trans(), i0, i1);
 }
 
+void llama_aircache_kv::release() const noexcept {
+    if (kv.other) {
+        return; // its cells are another context's
+    }
+    for (uint32_t l = 0; l < n_layer(); ++l) {
+        llama_aircache_pages_release(k(l));
+        llama_aircache_pages_release(v(l));
+    }
+}
+
 int64_t llama_aircache_kv::resident_bytes() const {
     int64_t res = 0;
     for (uint32_t l = 0; l < n_layer(); ++l) {

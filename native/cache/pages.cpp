@@ -11,6 +11,9 @@
 
 bool llama_aircache_pages_supported(const ggml_tensor * t) {
 #if defined(__linux__)
+    if (!t) {
+        return false; // MLA caches have no V
+    }
     // not pinned memory of a device, which is host memory, too
     const auto buffer = t->view_src ? t->view_src->buffer : t->buffer;
     return t->data && buffer && ggml_backend_buffer_get_type(buffer) == ggml_backend_cpu_buffer_type();
@@ -58,10 +61,19 @@ void llama_aircache_pages_release(ggml_tensor * t, bool transposed, uint32_t i0,
     }
 }
 
+void llama_aircache_pages_release(ggml_tensor * t) noexcept {
+    if (llama_aircache_pages_supported(t)) {
+        release(t->data, 0, ggml_nbytes(t));
+    }
+}
+
 size_t llama_aircache_pages_resident(const ggml_tensor * t) {
-    const size_t size = ggml_nbytes(t);
-    const pages  p(t->data, 0, size);
-    if (!llama_aircache_pages_supported(t) || p.empty()) {
+    const size_t size = t ? ggml_nbytes(t) : 0;
+    if (!llama_aircache_pages_supported(t)) {
+        return size;
+    }
+    const pages p(t->data, 0, size);
+    if (p.empty()) {
         return size;
     }
     const size_t page = sysconf(_SC_PAGESIZE);
@@ -81,8 +93,10 @@ size_t llama_aircache_pages_resident(const ggml_tensor * t) {
 
 void llama_aircache_pages_release(ggml_tensor *, bool, uint32_t, uint32_t) noexcept {}
 
+void llama_aircache_pages_release(ggml_tensor *) noexcept {}
+
 size_t llama_aircache_pages_resident(const ggml_tensor * t) {
-    return ggml_nbytes(t);
+    return t ? ggml_nbytes(t) : 0;
 }
 
 #endif

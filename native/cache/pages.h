@@ -10,12 +10,17 @@
 #include <cstddef>
 #include <cstdint>
 
+// Tensors may be null, as V of an MLA cache: there is nothing to give back then.
+
 // Can pages of the tensor's buffer be given back? True for the plain CPU buffers of systems that can do it (Linux).
 bool llama_aircache_pages_supported(const ggml_tensor * t);
 
 // Gives back the pages that lie wholly in rows [i0, i1) of one stream's K or V; transposed: V by channel, [n_cells, n_embd]
 // in memory. What cannot be given back stays. Reads as zeros afterwards, or as before.
 void llama_aircache_pages_release(ggml_tensor * t, bool transposed, uint32_t i0, uint32_t i1) noexcept;
+
+// all of it: of a tensor that holds zeros
+void llama_aircache_pages_release(ggml_tensor * t) noexcept;
 
 // Bytes of the tensor's memory that are in RAM, by pages; its whole size where the system does not tell.
 size_t llama_aircache_pages_resident(const ggml_tensor * t);

@@ -20,12 +20,7 @@ void llama_aircache_zones::attach(llama_context * lctx) {
         cache->air_ctx = lctx;
 
         // It was just filled with zeros, and so took all of its memory: nothing is there yet, so let it grow with use.
-        const llama_aircache_kv kv(*cache);
-        for (uint32_t l = 0; l < kv.n_layer(); ++l) {
-            for (uint32_t s = 0; s < kv.n_stream(); ++s) {
-                kv.release(l, s, 0, kv.n_cells());
-            }
-        }
+        llama_aircache_kv(*cache).release();
     }
 }
 

@@ -32,7 +32,7 @@ aircache_grammar_step::aircache_grammar_step(int weight) : weight(weight) {
     if (depth + weight > MAX_DEPTH) {
         throw std::runtime_error("the grammar is nested too deeply");
     }
-    aircache_grammar_spend(1);
+    aircache_grammar_spend(weight == SCHEMA ? 2000 : 1);
     depth += weight;
 }
 

@@ -1,5 +1,5 @@
 // Grammars come from whoever asks: one that is nested without end, repeats without end or is ambiguous in many ways must
-// fail with an error. patches/0007 calls this where llama.cpp parses grammars and follows them.
+// fail with an error. patches/0007 calls this where llama.cpp parses grammars, follows them, and makes them of JSON schemas.
 #pragma once
 
 #include "llama.h"
@@ -25,11 +25,12 @@ private:
 // n: some 10 ns or 8 bytes each
 LLAMA_API void aircache_grammar_spend(uint64_t n);
 
-// Lives while a group is parsed or a rule looked into; they nest. weight: how much of the stack a level takes.
+// Lives while a group is parsed, a rule looked into or a schema visited; they nest. weight: how much of the stack a level takes.
 class LLAMA_API aircache_grammar_step {
 public:
-    static constexpr int GROUP = 16;
-    static constexpr int RULE  = 1;
+    static constexpr int GROUP  = 16;
+    static constexpr int RULE   = 1;
+    static constexpr int SCHEMA = 8; // of a JSON schema: 400 levels, and 25,000 visits
 
     explicit aircache_grammar_step(int weight);
     ~aircache_grammar_step();

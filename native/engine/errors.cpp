@@ -133,8 +133,12 @@ std::string pac_take_logged_error() {
 }
 
 void pac_route_log() {
-    llama_log_set(on_log, nullptr);
-    mtmd_helper_log_set(on_log, nullptr);
+    static const bool once = [] { // not while another thread logs
+        llama_log_set(on_log, nullptr);
+        mtmd_helper_log_set(on_log, nullptr);
+        return true;
+    }();
+    (void) once;
 }
 
 void pac_log_set(pac_log_callback callback, void * user_data) {

@@ -24,14 +24,27 @@ bool pac_engine::roll_back(llama_pos pos, int32_t cells) {
     return false;
 }
 
+namespace {
+
+// while it lives, pac_cancel counts
+struct cancel_scope {
+    pac_engine & engine;
+
+    explicit cancel_scope(pac_engine & engine) : engine(engine) {
+        engine.cancelled   = false;
+        engine.cancellable = true;
+    }
+    ~cancel_scope() { engine.cancellable = false; }
+};
+
+} // namespace
+
 // runs f, which appends to the conversation; if that fails, all is as before
 template <typename F>
 void pac_engine::evaluate(F && f) {
     const llama_pos pos   = n_pos;
     const int32_t   cells = n_cells;
 
-    cancelled   = false;
-    cancellable = true;
     try {
         f();
         llama_synchronize(ctx.get());
@@ -131,7 +144,12 @@ static void check_fits(const pac_prompt_layout & layout, int32_t n_cells, int32_
 
 void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * observe,
         pac_progress_callback progress, void * user_data, pac_prompt_info & out) {
+    const cancel_scope scope(*this);
+
     auto layout = prepare(text, images, n_images);
+    if (must_stop()) {
+        throw pac_error(PAC_ERR_CANCELLED, "cancelled");
+    }
     check_fits(layout, n_cells, reserve, llama_n_ctx(ctx.get()));
 
     const int32_t n_tokens = layout.tokens.size();
@@ -226,6 +244,7 @@ void pac_engine::decode(int32_t token) {
     }
     sampler.check(token);
 
+    const cancel_scope scope(*this);
     evaluate([&] {
         decode_text(&token, 1, true, [](int32_t) {});
         sampler.accept(token);

@@ -66,6 +66,10 @@ struct checker {
         }
     }
 
+    static bool into_data(const std::string & ref) {
+        return (ref + "/").find("/const/") != std::string::npos || (ref + "/").find("/enum/") != std::string::npos;
+    }
+
     // n: how many times the converter visits it. where: what its members are.
     enum kind { SCHEMA, NAMES, DATA };
 
@@ -97,8 +101,15 @@ struct checker {
             if (bound && value.is_number() && !(std::abs(value.get<double>()) <= MAX_INTEGER)) {
                 refuse(name + " is beyond 2^53");
             }
-            if (where == SCHEMA && name == "pattern" && value.is_string()) {
+            const bool count = name == "minItems" || name == "maxItems" || name == "minLength" || name == "maxLength";
+            if (count && value.is_number() && !(value.get<double>() >= 0 && value.get<double>() <= INT32_MAX)) {
+                refuse(name + " is not in [0, 2147483647]");
+            }
+            if (where != DATA && name == "pattern" && value.is_string()) {
                 check_pattern(value);
+            }
+            if (where != DATA && name == "$ref" && value.is_string() && into_data(value.get<std::string>())) {
+                refuse("a $ref leads into const or enum, which are no schemas");
             }
             const bool names = where == SCHEMA && (name == "properties" || name == "$defs" || name == "definitions");
             const bool data  = where == DATA || (where == SCHEMA && (name == "enum" || name == "const"));

@@ -265,6 +265,29 @@ def many_types(depth: int) -> dict[str, Any]:
     return inner
 
 
+# A list as some libraries write it: its converter follows the $ref of an allOf anew each time.
+LIST_OF_ALL = {
+    "$ref": "#/d/N",
+    "d": {"N": {"type": "object", "properties": {"next": {"allOf": [{"$ref": "#/d/N"}]}}}},
+}
+TWICE_EACH = {
+    "$ref": "#/d/0",
+    "d": {
+        str(i): {
+            "type": "object",
+            "properties": {name: {"allOf": [{"$ref": f"#/d/{i + 1}"}]} for name in ("a", "b")} if i < 40 else {},
+        }
+        for i in range(41)
+    },
+}
+# Each spelling of an index is built again, within the one before
+_SPELLINGS = [{"$ref": f"#/allOf/0{letter * n}"} for letter in "abcdefghij" for n in range(1, 100)]
+_DEEP: dict[str, Any] = {"anyOf": _SPELLINGS}
+for _ in range(25):
+    _DEEP = {"items": _DEEP}
+OTHER_SPELLINGS = {"allOf": [_DEEP]}
+
+
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -277,6 +300,13 @@ def many_types(depth: int) -> dict[str, Any]:
         {"grammar": "root ::= r0\n" + DOUBLED},
         {"grammar": "root ::= r0\n" + CHAIN},
         {"grammar": 'root ::= b root "y" | "x"\nb ::= c\nc ::= "d" |'},
+        {"grammar": 'root ::= b root\nb ::= c\nc ::= ""'},
+        {"json_schema": json.dumps(LIST_OF_ALL)},
+        {"json_schema": json.dumps(TWICE_EACH)},
+        {"json_schema": json.dumps(OTHER_SPELLINGS)},
+        {"json_schema": json.dumps({"anyOf": [{"type": "null"}, {"$ref": "#/anyOf/0" + "_" * 50000}]})},
+        {"json_schema": json.dumps({"$ref": "#/const", "const": {"type": "string", "pattern": "^\\d+$"}})},
+        {"json_schema": json.dumps({"type": "array", "items": {"type": "null"}, "maxItems": 4294967297})},
         {"json_schema": "[" * 60000},
         {"json_schema": '{"not":' * 5000 + "{}" + "}" * 5000},
         {"json_schema": json.dumps(properties(2000))},
@@ -302,6 +332,18 @@ def test_hostile_ones_are_refused(engine: Engine, hostile: dict[str, Any]) -> No
     with pytest.raises(ArgumentError) as caught:
         engine.set_sampling(Sampling(**hostile))
     assert len(str(caught.value)) < 500
+    engine.sample()
+
+
+def test_a_grammar_that_never_goes_on(engine: Engine) -> None:
+    """Behind its first letter no token fits, not even the end: that is an error, and all stays as it was."""
+    engine.set_sampling(Sampling(grammar='root ::= "1" r\nr ::= b r\nb ::= c\nc ::= ""'))
+    before = engine.stats().n_past
+    with pytest.raises(PyAircacheError):
+        engine.decode(int(engine.tokenize("1")[0]))
+        engine.sample()
+    assert engine.stats().n_past == before
+    engine.set_sampling(None)
     engine.sample()
 
 

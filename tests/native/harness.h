@@ -21,6 +21,7 @@
 inline llama_model * model     = nullptr;
 inline ggml_type     type_kv   = GGML_TYPE_F16;
 inline bool          flash     = true;
+inline bool          on_device = false; // the cache lies elsewhere: on an RPC server
 inline int           n_threads = 1; // the model is tiny: more threads mostly wait for each other
 
 using cases = std::map<std::string, std::function<void()>>;

@@ -54,6 +54,7 @@ int main(int argc, char ** argv) {
             auto * server = add(address);
             CHECK(server);
             ggml_backend_register(server);
+            on_device = true;
         }
     }
 
