@@ -124,6 +124,13 @@ void llama_aircache_kv::release() const noexcept {
     }
 }
 
+void llama_aircache_kv::release(uint32_t stream) const noexcept {
+    for (uint32_t l = 0; l < n_layer(); ++l) {
+        llama_aircache_pages_release(k(l, stream));
+        llama_aircache_pages_release(v(l, stream));
+    }
+}
+
 int64_t llama_aircache_kv::resident_bytes() const {
     int64_t res = 0;
     for (uint32_t l = 0; l < n_layer(); ++l) {

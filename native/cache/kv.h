@@ -65,6 +65,9 @@ public:
     // gives the pages of a layer's rows [i0, i1) of one stream back to the system
     void release(uint32_t ikv, uint32_t stream, uint32_t i0, uint32_t i1) const noexcept;
 
+    // all pages of a stream that holds nothing
+    void release(uint32_t stream) const noexcept;
+
     // all pages of a cache that holds nothing yet
     void release() const noexcept;
 

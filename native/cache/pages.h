@@ -19,7 +19,7 @@ bool llama_aircache_pages_supported(const ggml_tensor * t);
 // in memory. What cannot be given back stays. Reads as zeros afterwards, or as before.
 void llama_aircache_pages_release(ggml_tensor * t, bool transposed, uint32_t i0, uint32_t i1) noexcept;
 
-// all of it: of a tensor that holds zeros
+// all of it
 void llama_aircache_pages_release(ggml_tensor * t) noexcept;
 
 // Bytes of the tensor's memory that are in RAM, by pages; its whole size where the system does not tell.

@@ -34,6 +34,9 @@ void llama_aircache_zones::sync() {
             zones[s] = {};
             zones_version++;
         }
+        if (kv.cells(s).get_used() == 0) {
+            kv.release(s); // nothing is left of a conversation: its memory goes, too
+        }
     }
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import bench_common
 import decode
+import memory
 import numpy as np
 import overhead
 import pytest
@@ -64,6 +65,7 @@ class PaperEngine:
         return SimpleNamespace(
             kv_bytes=bytes_in_use,
             kv_bytes_allocated=bytes_in_use,
+            kv_bytes_resident=bytes_in_use,
             n_decodes=self.decodes,
             n_graphs_reused=max(self.decodes - 1, 0),
         )
@@ -108,3 +110,12 @@ def test_a_busy_machine_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(bench_common, "machine", lambda: {"cpu": "paper", "cores": 2, "load": load, "system": "none"})
     output, _ = run(monkeypatch, tmp_path, decode, "--tokens", "8")
     assert ("the machine was busy" in output) == warned
+
+
+def test_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "rss", iter(range(10**9, 0, -(10**6))).__next__)
+    output, data = run(monkeypatch, tmp_path, memory, "--tokens", "2")
+    assert list(data["bytes"]) == ["empty", "full prompt", "compressed", "at the end"]
+    evicted = data["bytes"]["full prompt"]["KV read"] - data["bytes"]["compressed"]["KV read"]
+    assert data["given back"] == pytest.approx(10**6 / evicted)
+    assert "RSS gave back" in output

@@ -121,6 +121,9 @@ static void memory_follows() {
         CHECK(full - resident(ctx) >= freed*8/10);
     }
     CHECK(resident(ctx) >= stats.kv_bytes);
+
+    llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, -1, -1);
+    CHECK(resident(ctx) < all/20);
 }
 
 static void cells_are_freed() {
