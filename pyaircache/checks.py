@@ -158,4 +158,10 @@ def timeout(value: object) -> float | None:
     Raises:
         ArgumentError: It is neither.
     """
-    return None if value is None else between("timeout (seconds)", value, 0.0, math.inf)
+    if value is None:
+        return None
+    limits = "must be a finite number of at least 0, or None: for ever"
+    number = real("timeout (seconds)", value, limits)
+    if not 0.0 <= number < math.inf:
+        raise ArgumentError(f"timeout (seconds) {limits}; got {shown(value)}")
+    return number

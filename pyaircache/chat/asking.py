@@ -14,6 +14,7 @@ from ..checks import flag, shown
 from ..engine import fork
 from ..errors import CancelledError, PyAircacheWarning
 from ..images import Picture
+from ..images.load import Loader
 from ..methods.choice import choose
 from ..methods.method import Method, MethodName
 from ..methods.policy import Policy
@@ -22,7 +23,7 @@ from . import messages as openai
 from .answer import Answer, AnswerStream
 from .gate import Gate, Lease
 from .options import Options, Schema
-from .session import CANCELLED, Question, Request, Session
+from .session import CANCELLED, Question, Request, Session, refuse_cancelled
 
 
 class Asking:
@@ -32,7 +33,7 @@ class Asking:
     _gate: Gate
     _pid: int
     _options: Options
-    _load: openai.Load
+    _image_urls: bool
 
     # fmt: off
     @overload
@@ -233,6 +234,10 @@ class Asking:
     def _lease(self) -> Lease:
         return Lease(self._gate, "a question", question=True)
 
+    def _loader(self, lease: Lease) -> Loader:
+        """Reads the pictures of one question, unless it is cancelled."""
+        return Loader(self._image_urls, lambda: refuse_cancelled(lambda: lease.cancelled))
+
     def _ask(
         self, lease: Lease, image: Any, question: Any, *, follow_up: bool | None, **options: Any
     ) -> Answer | AnswerStream:
@@ -240,7 +245,7 @@ class Asking:
         follows = image is None if follow_up is None else flag("follow_up", follow_up)
 
         def given() -> list[openai.Given]:
-            return [openai.question(image, question, self._session.marker, self._load)]
+            return [openai.question(image, question, self._session.marker, self._loader(lease))]
 
         return self._answer(lease, given, f"the question {shown(question)}", follows, whole=False, **options)
 
@@ -249,7 +254,7 @@ class Asking:
         follows = flag("reuse", reuse)
 
         def given() -> list[openai.Given]:
-            return openai.parse(messages, self._session.marker, self._load)
+            return openai.parse(messages, self._session.marker, self._loader(lease))
 
         return self._answer(lease, given, "messages", follows, whole=True, **options)
 
@@ -279,27 +284,28 @@ class Asking:
         flag("stream", stream)
         seconds, told = checks.timeout(timeout), callback(on_progress)
         fork.check(self._pid)
-        request = Request(given(), chosen, follow_up, whole, told)
-        lease.what = f"a streamed answer to {what.removeprefix('the question ')}" if stream else what
+        with self._gate.preparing(lease):
+            request = Request(given(), chosen, follow_up, whole, told)
+            lease.what = f"a streamed answer to {what.removeprefix('the question ')}" if stream else what
 
-        def begin() -> AnswerStream:
-            self._refuse_closed()
-            asked = self._session.begin(request, lambda: lease.cancelled)
-            _warn_of_no_effect(asked, keep is not None, method is not None)
-            answer = AnswerStream(self._session, asked, started, lease, self)
-            try:
-                if stream:
-                    lease.stream = weakref.ref(answer)
-                if lease.cancelled:  # by a thread that did not see the stream yet
-                    raise CancelledError(CANCELLED)
-                return answer
-            except BaseException as exc:
-                answer.abandon(exc)
-                raise
+            def begin() -> AnswerStream:
+                self._refuse_closed()
+                asked = self._session.begin(request, lambda: lease.cancelled)
+                _warn_of_no_effect(asked, keep is not None, method is not None)
+                answer = AnswerStream(self._session, asked, started, lease, self)
+                try:
+                    if stream:
+                        lease.stream = weakref.ref(answer)
+                    if lease.cancelled:  # by a thread that did not see the stream yet
+                        raise CancelledError(CANCELLED)
+                    return answer
+                except BaseException as exc:
+                    answer.abandon(exc)
+                    raise
 
-        if stream:
-            return self._gate.enter(lease, begin, seconds)
-        return self._gate.hold(lease, lambda: begin().read(), seconds)
+            if stream:
+                return self._gate.enter(lease, begin, seconds)
+            return self._gate.hold(lease, lambda: begin().read(), seconds)
 
     def _refuse_closed(self) -> None:
         raise NotImplementedError

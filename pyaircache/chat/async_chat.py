@@ -294,8 +294,19 @@ class AsyncChat:
             return stream
 
     async def _run(self, call: Callable[[], Result], cancel: Callable[[], object]) -> Result:
-        """Calls something in the thread. A task that is cancelled cancels it, and goes on when it has ended."""
-        future = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        """Calls something in the thread. A task that is cancelled cancels it, and goes on when it has ended.
+
+        Raises:
+            RuntimeError: It raised a StopIteration, which no coroutine can.
+        """
+
+        def holdable() -> Result:
+            try:
+                return call()
+            except StopIteration as exc:  # no future holds one: whoever waits for it would do so for ever
+                raise RuntimeError("a policy or callback raised StopIteration") from exc
+
+        future = asyncio.get_running_loop().run_in_executor(self._thread, holdable)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, get_args
@@ -14,7 +13,6 @@ from ..engine.engine import Engine
 from ..engine.protocol import EngineLike
 from ..engine.structs import CacheType, Info
 from ..errors import ArgumentError, StateError, UnsupportedError
-from ..images import load_images
 from ..methods.choice import choose
 from ..methods.method import Method, MethodName
 from ..methods.policy import Policy
@@ -124,7 +122,7 @@ class Chat(Asking):
         of_model = {name: value for name, value in of_model.items() if value is not None}
         self._options = Options(keep=keep, choice=choose(method, alpha))
         first = openai.system(system) if system is not None else None
-        self._load = functools.partial(load_images, urls=flag("image_urls", image_urls))
+        self._image_urls = flag("image_urls", image_urls)
         self._pid = os.getpid()
         self._closing = False
         self._gate = Gate()
@@ -198,8 +196,9 @@ class Chat(Asking):
 
         During the prompt or the answer, its ``ask`` raises CancelledError. A streamed answer ends, whoever reads it:
         the next ``next()`` raises CancelledError. The conversation is as it was before the question. Questions that
-        wait for their turn are not meant. The encoding of a picture stops between two layers of the vision tower, the
-        evaluation of a prompt on a CPU between two operations, the compression behind its step.
+        wait for their turn are not meant. Where none is answered, one that is still reading its pictures is meant: it
+        ends behind the picture that it is reading. The encoding of a picture stops between two layers of the vision
+        tower, the evaluation of a prompt on a CPU between two operations, the compression behind its step.
 
         Returns:
             Whether there was a question to stop.
@@ -208,8 +207,8 @@ class Chat(Asking):
             ForkError: This process was forked from the one that made the Chat.
         """
         fork.check(self._pid)
-        lease = self._gate.holder
-        if lease is None or not lease.question:
+        lease = self._gate.question
+        if lease is None:
             return False
         self._cancel(lease)
         return True
@@ -224,9 +223,10 @@ class Chat(Asking):
             stream.end(CANCELLED)
 
     def undo(self, *, timeout: float | None = None) -> None:
-        """Drops the last question and its answer, as if it had never been asked.
+        """Drops the last `ask`, or all that the last `complete` added, as if it had never been asked.
 
-        The next question brings the engine to that point again, exactly: the same tokens, the same cells.
+        A conversation that a new one has replaced does not come back. The next question brings the engine to that
+        point again, exactly: the same tokens, the same cells.
 
         Args:
             timeout: Seconds to wait for the Chat, as in `ask`.

@@ -7,8 +7,8 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from ..engine import fork
@@ -57,6 +57,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._queue: list[weakref.ref[Lease]] = []
+        self._preparing: list[weakref.ref[Lease]] = []
         fork.watch(self)
 
     @property
@@ -68,6 +69,29 @@ class Gate:
                 return lease
             with suppress(ValueError):  # another thread was faster
                 self._queue.remove(first[0])
+        return None
+
+    @contextmanager
+    def preparing(self, lease: Lease) -> Iterator[None]:
+        """While its block runs, `question` finds the lease before it has a place in the queue, too."""
+        self._preparing.append(lease.ref)
+        try:
+            yield
+        finally:
+            with suppress(ValueError):
+                self._preparing.remove(lease.ref)
+
+    @property
+    def question(self) -> Lease | None:
+        """The question that is inside; else the first that is being prepared and does not wait for its turn yet."""
+        for _ in range(2):  # one may come in between the two looks
+            first = self.holder
+            if first is not None and first.question:
+                return first
+            for ref in self._preparing[:]:
+                lease = ref()
+                if lease is not None and ref not in self._queue:
+                    return lease
         return None
 
     def hold(

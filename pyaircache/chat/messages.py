@@ -154,8 +154,8 @@ def _part(part: object, where: str, role: str, load: Load) -> tuple[str, list[ND
         raise ArgumentError(f"{where} is an image, which only messages of the user may have")
     url = part.get("image_url")
     url = url.get("url") if isinstance(url, Mapping) else url
-    if url is None or (isinstance(url, str) and not _is_address(url)):
-        # Messages may come from anybody: a text in them must not name a file of this machine
+    if url is None or isinstance(url, (list, tuple)) or (isinstance(url, str) and not _is_address(url)):
+        # Messages may come from anybody: a text in them, or in a list in them, must not name a file of this machine
         raise ArgumentError(
             f"the address of {where} must be a data URI (data:image/png;base64,...), got {shown(url)}; "
             "for a file give pathlib.Path(name)"

@@ -100,10 +100,10 @@ class Options:
         )
 
     def parameters(self) -> dict[str, Any]:
-        """All of it for the report, in JSON's own types."""
+        """All of it for the report, in JSON's own types, by the names that `Chat.ask` has for them."""
         names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty")
         more = {name: getattr(self, name) for name in (*names, "json_schema", "grammar", "logprobs")}
-        head = {"keep": self.keep, "method": self.choice.name, "alpha": self.choice.alpha}
+        head = {"keep": self.keep, "method": self.choice.name}
         return head | more | {"seed": self.reported_seed, "stop": list(self.stop or ())}
 
 
@@ -116,6 +116,7 @@ def _stops(value: object) -> tuple[str, ...]:
     for one in stops:
         if not 0 < len(one) <= _LONGEST_STOP:
             raise ArgumentError(f"stop must be texts of 1 to {_LONGEST_STOP} characters, got {shown(one)}")
+        utf8(one)
     return stops
 
 

@@ -71,7 +71,7 @@ def unless_cancelled(call: Callable[[], Result], cancelled: Callable[[], bool]) 
         CancelledError: This one was meant.
     """
     while True:
-        _refuse_cancelled(cancelled)
+        refuse_cancelled(cancelled)
         try:
             return call()
         except CancelledError:
@@ -79,7 +79,8 @@ def unless_cancelled(call: Callable[[], Result], cancelled: Callable[[], bool]) 
                 raise CancelledError(CANCELLED) from None
 
 
-def _refuse_cancelled(cancelled: Callable[[], bool]) -> None:
+def refuse_cancelled(cancelled: Callable[[], bool]) -> None:
+    """Raises CancelledError where a question was cancelled."""
     if cancelled():
         raise CancelledError(CANCELLED)
 
@@ -142,7 +143,7 @@ class Session:
             ArgumentError: The user's policy returned something wrong, or the grammar cannot be followed.
             CancelledError: It was cancelled.
         """
-        _refuse_cancelled(cancelled)
+        refuse_cancelled(cancelled)
         options, choice = request.options, request.options.choice
         turns, given = self._placed(request)
         images = any(one.images for one in given)
@@ -177,7 +178,7 @@ class Session:
         with ProgressLine() as line:
 
             def progress(stage: int, done: int, total: int) -> None:
-                _refuse_cancelled(cancelled)
+                refuse_cancelled(cancelled)
                 line(stage, done, total)
                 try:
                     request.on_progress(stage, done, total)
@@ -266,7 +267,7 @@ class Session:
         if turn.kept is not None:
             return _NO_SCORES, self.engine.evict(turn.kept)
         scores = self.engine.score(turn.method)
-        _refuse_cancelled(cancelled)
+        refuse_cancelled(cancelled)
         turn.kept, ms_policy = kept_sets(
             turn.policy,
             turn.method,
@@ -274,7 +275,7 @@ class Session:
             scores.alive,
             lambda: PolicyContext(prompt.spans, self.engine.prompt_tokens(), scores.elite, turn.keep),
         )
-        _refuse_cancelled(cancelled)
+        refuse_cancelled(cancelled)
         strength, skewness = selection.statistics(scores.scores)
         result = self.engine.evict(turn.kept)
         return scores, replace(result, strength=strength, skewness=skewness, ms_score=scores.ms + ms_policy)
@@ -293,7 +294,7 @@ class Session:
             cancelled,
         )
         compressed = self._compress(turn, prompt, cancelled) if turn.method is not None else None
-        _refuse_cancelled(cancelled)
+        refuse_cancelled(cancelled)
         stats = self.engine.stats()
         turn.n_prompt, turn.n_past = prompt.n_tokens, stats.n_past
         if report is None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any, cast
 
 import click
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from ..chat.answer import Answer
 from ..chat.chat import Chat
-from ..images import Picture
+from ..images import load_images
 from ..methods.choice import refined
 from ..methods.grammar import read
 from ..methods.method import ALLOCATIONS
 from . import options, terminal
-from .arguments import is_picture_name, pictures_and_question, stdin, text_of
+from .arguments import pictures_and_question, stdin, text_of
 
 
 @click.command()
@@ -34,7 +38,7 @@ from .arguments import is_picture_name, pictures_and_question, stdin, text_of
 @click.option("--pool", metavar="POOL", help="Pooling of scores: max:5, avg:5, max:3x3 (on the grid), none.")
 @click.option("--merge", metavar="SHARE", help="Share of the dropped tokens to merge instead, [0, 1].")
 @options.as_json
-@click.option("--heatmap", metavar="OUT.png", help="Paint what was kept onto the image.")
+@click.option("--heatmap", metavar="OUT.png", help="Paint what was kept onto the image; several: OUT-1.png ...")
 @click.option("-c", "--ctx", type=int, help="Context window in tokens; default: the model's own, at most 32768.")
 @click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: always the most likely token.")
@@ -92,7 +96,7 @@ def ask(
     The last argument is the question, unless --question gives it. Behind "--" nothing is an option: a question may
     begin with "-" there.
 
-    --alpha, --window, --allocation, --pool and --merge replace that part of the method, in the words of llama-server.
+    --alpha, --window, --allocation, --pool and --merge replace that part of the method (docs/methods.md).
     """
     names, question = pictures_and_question(arguments, question)
     projector = options.projector(mmproj, no_mmproj)
@@ -100,7 +104,6 @@ def ask(
     loading = options.given(
         keep=read("keep", keep).keep if keep is not None else None,
         system=system,
-        image_urls=image_urls or None,
     )
     asking = options.given(
         top_k=top_k,
@@ -113,7 +116,8 @@ def ask(
     )
     parts = {"alpha": alpha, "window": window, "allocation": allocation, "pool": pool, "merge": merge}
     chosen, threshold = refined(method, **parts, seed=seed)
-    pictures: list[Picture] = [stdin() if name == "-" else name for name in names]
+    # Read once: stdin has no second time, and what lies at an address may change before it is painted
+    pictures = load_images([stdin() if name == "-" else name for name in names] or None, urls=image_urls)
     chat = Chat(
         model,
         projector,
@@ -132,17 +136,17 @@ def ask(
     with (
         chat,
         terminal.Interrupts(chat.cancel),
-        chat.ask(pictures or None, question, stream=True, **asking) as stream,
+        chat.ask(list(pictures) or None, question, stream=True, **asking) as stream,
     ):
         for piece in stream:
             if not as_json:
                 click.echo(piece, nl=False)
         answer = stream.answer
-    if heatmap is not None:
-        _write_heatmaps(answer, pictures, heatmap)
     click.echo(json.dumps(_fields(answer)) if as_json else "")
     if verbose:
         click.echo(repr(answer.report), err=True)
+    if heatmap is not None:  # behind the answer, which a full disk must not cost
+        _write_heatmaps(answer, pictures, heatmap)
 
 
 def _fields(answer: Answer) -> dict[str, Any]:
@@ -156,13 +160,25 @@ def _check_heatmap(heatmap: str | None, names: list[str]) -> None:
         return
     if not names:
         raise click.UsageError("--heatmap needs an image")
-    if not is_picture_name(heatmap):
-        raise click.UsageError(f"--heatmap {heatmap}: not the name of a picture file, such as heatmap.png")
+    if not _can_be_written(heatmap):
+        raise click.UsageError(f"--heatmap {heatmap}: not the name of a picture file to write, such as heatmap.png")
     if not Path(heatmap).resolve().parent.is_dir():
         raise click.UsageError(f"--heatmap {heatmap}: there is no such folder")
 
 
-def _write_heatmaps(answer: Answer, pictures: list[Picture], out: str) -> None:
+def _can_be_written(name: str) -> bool:
+    """Whether Pillow writes RGB pictures of this ending: several it only reads, and others are black and white."""
+    kind = Image.registered_extensions().get(Path(name).suffix.lower())
+    if kind not in Image.SAVE:
+        return False
+    try:
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), kind)
+    except Exception:  # whatever a plugin raises
+        return False
+    return True
+
+
+def _write_heatmaps(answer: Answer, pictures: list[NDArray[np.uint8]], out: str) -> None:
     """Writes OUT.png; with several pictures OUT-1.png, OUT-2.png and so on."""
     path = Path(out)
     for index, picture in enumerate(pictures):

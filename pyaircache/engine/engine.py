@@ -18,7 +18,21 @@ from ..errors import ArgumentError, StateError
 from ..spans import Size, Span
 from . import fork, library
 from . import model as models
-from .marshal import Progress, ProgressCallback, array, c_method, c_params, free_in, split, struct_fields, text, utf8
+from .marshal import (
+    Progress,
+    ProgressCallback,
+    array,
+    c_method,
+    c_params,
+    free_in,
+    indices,
+    int32,
+    set_field,
+    split,
+    struct_fields,
+    text,
+    utf8,
+)
 from .model import EngineModel
 from .status import check
 from .structs import (
@@ -197,6 +211,7 @@ class Engine:
         """
         pictures, _buffers = self._images(images)
         callback = ProgressCallback(self._ffi, progress)
+        reserve = int32("reserve", reserve)
         out = self._ffi.new("struct pac_prompt_info *")
         method = EngineMethod(keep=1.0) if observe is True else observe
         method = self._method(method) if method else self._ffi.NULL
@@ -246,9 +261,14 @@ class Engine:
         return self._scores(out)
 
     def evict(self, kept: Sequence[NDArray[np.int32]], mask_only: bool = False, merge: float = 0.0) -> Compression:
-        """Evicts all visual tokens but the given ones. kept: per layer, ascending visual indices."""
-        budgets = np.array([len(one) for one in kept], dtype=np.int32)
-        flat = np.ascontiguousarray(np.concatenate(list(kept)) if len(kept) else [], dtype=np.int32)
+        """Evicts all visual tokens but the given ones. kept: per layer, ascending visual indices.
+
+        Raises:
+            ArgumentError: They are something else.
+        """
+        layers = [indices(f"the kept tokens of layer {i}", one) for i, one in enumerate(kept)]
+        budgets = np.array([len(one) for one in layers], dtype=np.int32)
+        flat = np.concatenate(layers) if layers else np.empty(0, np.int32)
         out = self._ffi.new("struct pac_compression *")
         arrays = (self._ffi.from_buffer("int32_t[]", values) for values in (budgets, flat))
         check(self._lib.pac_evict(self._engine, *arrays, merge, mask_only, out))
@@ -303,12 +323,13 @@ class Engine:
             return
         params = ffi.new("struct pac_sampling *", lib.pac_sampling_default())
         strings = []
-        for name, value in vars(sampling).items():
-            if isinstance(value, str):
-                value = ffi.new("char[]", utf8(value))
+        for name, given in vars(sampling).items():
+            value = given
+            if isinstance(given, str):
+                value = ffi.new("char[]", utf8(given))
                 strings.append(value)
             if value is not None:
-                setattr(params, name, value)
+                set_field(ffi, params, name, value, given)
         check(lib.pac_sampling_set(self._engine, params))
 
     def sample(self) -> tuple[int, bool]:
@@ -327,10 +348,11 @@ class Engine:
         Raises:
             ArgumentError: n or the token is outside of the vocabulary.
         """
-        ffi = self._ffi
+        ffi, n = self._ffi, int32("n", n)
+        id_ = -1 if token is None else int32("token", token)
         ids, values, value = ffi.new("int32_t[]", max(n, 1)), ffi.new("double[]", max(n, 1)), ffi.new("double *")
         asked = ffi.NULL if token is None else value
-        check(self._lib.pac_logprobs(self._engine, n, ids, values, -1 if token is None else token, asked))
+        check(self._lib.pac_logprobs(self._engine, n, ids, values, id_, asked))
         return Logprobs(
             array(ffi, ids, n, np.int32), array(ffi, values, n, np.float64), None if token is None else float(value[0])
         )
@@ -346,7 +368,7 @@ class Engine:
     def token_bytes(self, token: int, special: bool = False) -> bytes:
         """Text of a token; may end inside a UTF-8 sequence. special: control tokens have their name, else none."""
         buffer = self._ffi.new("char[]", _TOKEN_BYTES)
-        count = check(self._lib.pac_token_bytes(self._engine, token, special, buffer, _TOKEN_BYTES))
+        count = check(self._lib.pac_token_bytes(self._engine, int32("token", token), special, buffer, _TOKEN_BYTES))
         return bytes(self._ffi.buffer(buffer, count))
 
     def decode(self, token: int) -> None:
@@ -356,7 +378,7 @@ class Engine:
             ArgumentError: The token does not exist, or does not fit the grammar of `set_sampling`.
             ContextError: The context is full.
         """
-        check(self._lib.pac_decode(self._engine, token))
+        check(self._lib.pac_decode(self._engine, int32("token", token)))
 
     def logits(self) -> NDArray[np.float32]:
         """Logits of the last evaluated token: [n_vocab]."""

@@ -8,9 +8,9 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from ..checks import shown
+from ..checks import shown, whole
 from ..errors import ArgumentError
 from . import log
 from .structs import EngineMethod
@@ -68,12 +68,67 @@ def struct_fields(ffi: Any, struct: Any, cls: type, **ready: Any) -> dict[str, A
     return values
 
 
+def int32(name: str, value: object) -> int:
+    """A number for C, which checks whether it means something.
+
+    Raises:
+        ArgumentError: It is no whole number, or has more than 32 bits.
+    """
+    return whole(name, value, -(2**31), 2**31 - 1)
+
+
+def indices(name: str, values: ArrayLike) -> NDArray[np.int32]:
+    """Indices for C: int32 [n].
+
+    Raises:
+        ArgumentError: They are no whole numbers of 32 bits in one dimension.
+    """
+    allowed = f"{name} must be whole numbers in one dimension"
+    try:
+        array = np.asarray(values)
+    except Exception:  # lists of different lengths, or objects that do not like to be an array
+        raise ArgumentError(f"{allowed}, got {shown(values)}") from None
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ArgumentError(f"{allowed}, got {shown(array)}")
+    for bad in array[(array < -(2**31)) | (array >= 2**31)][:1]:
+        raise ArgumentError(f"{allowed}, each of 32 bits, got {bad}")
+    return array.astype(np.int32)
+
+
+def set_field(ffi: Any, struct: Any, name: str, value: Any, given: object = None) -> None:
+    """Sets a field of a C struct.
+
+    Args:
+        ffi: The library's.
+        struct: A pointer to it.
+        name: The field's.
+        value: What cffi takes for it.
+        given: What the caller gave for it, if that is something else.
+
+    Raises:
+        ArgumentError: The value is not of the field's type, or does not fit into it.
+    """
+    try:
+        setattr(struct, name, value)
+    except (OverflowError, TypeError):
+        kind = dict(ffi.typeof(struct).item.fields)[name].type
+        allowed = _TYPES.get(kind.cname, "a text" if kind.kind == "pointer" else f"a whole number ({kind.cname})")
+        raise ArgumentError(f"{name} must be {allowed}, got {shown(value if given is None else given)}") from None
+
+
+_TYPES = {"float": "a number", "double": "a number", "_Bool": "True or False"}
+
+
 def c_method(ffi: Any, lib: Any, method: EngineMethod) -> Any:
-    """``struct pac_method *`` with the engine's defaults where ``method`` has None."""
+    """``struct pac_method *`` with the engine's defaults where ``method`` has None.
+
+    Raises:
+        ArgumentError: A value is not of its field's type.
+    """
     out = ffi.new("struct pac_method *", lib.pac_method_default())
     for name, value in vars(method).items():
         if value is not None:
-            setattr(out, name, value)
+            set_field(ffi, out, name, value)
     return out
 
 
@@ -93,7 +148,7 @@ def c_params(
         (a pointer to the struct, what must live as long as it is used).
 
     Raises:
-        ArgumentError: There is no such field.
+        ArgumentError: There is no such field, or a value is not of its type.
     """
     params = ffi.new(f"{kind} *", defaults)
     known = {name for name, _ in ffi.typeof(kind).fields}
@@ -101,11 +156,12 @@ def c_params(
     for name, value in values.items():
         if name not in known:
             raise ArgumentError(f"no option is called {shown(name)}; there are {', '.join(options)}")
+        given = value
         if isinstance(value, str):
             value = ffi.new("char[]", os.fsencode(value))
             strings.append(value)
         if value is not None:
-            setattr(params, name, value)
+            set_field(ffi, params, name, value, given)
     return params, strings
 
 

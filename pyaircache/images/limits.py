@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import ImageError
 
-MAX_PIXELS = 1 << 28  # of a picture (the engine's limit), and of all pages of one file together
+MAX_PIXELS = 1 << 28  # of a picture (the engine's limit), of all pages of one file, of all pictures of one request
 MAX_PAGES = 100  # of one file at once
 MAX_PAGE_NUMBER = 10_000  # a TIFF is a chain of pages: the last one is found through all the others
 
@@ -38,6 +38,26 @@ class PixelBudget:
             raise ImageError(
                 f"the pages of {self._name} have more than 2^28 pixels together; "
                 "take fewer at once, such as Pages(file, [0, 1])"
+            )
+
+
+class RequestBudget:
+    """Counts the pixels of the pictures of one request, which may have 2^28 together: 768 MiB."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    def take(self, name: str, width: int, height: int) -> None:
+        """One more picture.
+
+        Raises:
+            ImageError: They are too many.
+        """
+        self._taken += width * height
+        if self._taken > MAX_PIXELS:
+            raise ImageError(
+                f"the pictures of one request have {self._taken} pixels together with {name} ({width} x {height}); "
+                f"at most {MAX_PIXELS} are taken: give fewer, or smaller ones"
             )
 
 

@@ -7,7 +7,7 @@ import binascii
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
@@ -19,6 +19,7 @@ from ..checks import flag, named, path, shown
 from ..errors import ArgumentError, ImageError, ImageNotFoundError, PyAircacheError
 from . import arrays, heic, pdf, tiff, urls
 from .kinds import File, Pages, Picture, Video
+from .limits import RequestBudget, check_size
 from .pixels import to_rgb
 
 _HEAD = 1024  # bytes at a file's beginning that tell its format
@@ -42,14 +43,42 @@ def load_images(image: Picture | Sequence[Picture] | None, *, urls: bool = False
         ImageNotFoundError: A file does not exist.
         ImageError: Something is not a picture that can be used, is too large, or the list is empty.
     """
-    flag("urls", urls)
-    if image is None:
-        return []
-    if not isinstance(image, (list, tuple)):
-        return _load(image, urls)  # type: ignore[arg-type]
-    if not image:
-        raise ImageError("the list of images is empty; pass None to ask without an image")
-    return [array for one in image for array in _load(one, urls)]
+    return Loader(flag("urls", urls))(image)
+
+
+class Loader:
+    """Loads the pictures of one request, as `load_images` does: all its calls together may give 2^28 pixels.
+
+    Args:
+        urls: Whether addresses are fetched.
+        check: Called before and after each picture; what it raises ends the loading.
+    """
+
+    def __init__(self, urls: bool = False, check: Callable[[], object] = lambda: None) -> None:
+        self.urls, self._check, self._budget = urls, check, RequestBudget()
+
+    def __call__(self, image: Picture | Sequence[Picture] | None) -> list[NDArray[np.uint8]]:
+        """The pictures; see `load_images`."""
+        if image is None:
+            return []
+        if not isinstance(image, (list, tuple)):
+            return self.one(image)  # type: ignore[arg-type]
+        if not image:
+            raise ImageError("the list of images is empty; pass None to ask without an image")
+        return [array for one in image for array in self.one(one)]
+
+    def one(self, image: Picture) -> list[NDArray[np.uint8]]:
+        """The pictures that one thing stands for."""
+        self._check()
+        found = _load(image, self)
+        self._check()
+        return found
+
+    def rgb(self, picture: Image.Image, name: str) -> Image.Image:
+        """An upright RGB copy of a picture, if there is room for it."""
+        check_size(name, picture.width, picture.height)
+        self._budget.take(name, picture.width, picture.height)
+        return to_rgb(picture)
 
 
 def load_image(image: Picture, *, urls: bool = False) -> NDArray[np.uint8]:
@@ -62,19 +91,19 @@ def load_image(image: Picture, *, urls: bool = False) -> NDArray[np.uint8]:
         ImageNotFoundError: The file does not exist.
         ImageError: It is not a picture that can be used, or it is several.
     """
-    found = _load(image, flag("urls", urls))
+    found = Loader(flag("urls", urls)).one(image)
     if len(found) > 1:
         raise ImageError(f"one picture is needed, but this file has {len(found)} pages; choose one: Pages(file, 0)")
     return found[0]
 
 
-def _load(image: Picture, allow_urls: bool) -> list[NDArray[np.uint8]]:
+def _load(image: Picture, loader: Loader) -> list[NDArray[np.uint8]]:
     """The pictures that one thing stands for."""
     if isinstance(image, Video):
-        return [_frames(image, allow_urls)]
+        return [_frames(image, loader)]
     name = _name(image.file if isinstance(image, Pages) else image)
     try:
-        return [np.ascontiguousarray(picture, dtype=np.uint8) for picture in _pictures(image, name, allow_urls)]
+        return [np.ascontiguousarray(picture, dtype=np.uint8) for picture in _pictures(image, name, loader)]
     except ArgumentError as exc:
         raise ImageError(str(exc)) from None
     except PyAircacheError:
@@ -114,32 +143,32 @@ def _can_be_read(image: object) -> bool:
         return False
 
 
-def _pictures(image: Any, name: str, allow_urls: bool) -> Iterator[Image.Image]:
+def _pictures(image: Any, name: str, loader: Loader) -> Iterator[Image.Image]:
     """RGB pictures."""
     if isinstance(image, np.ndarray):
-        yield to_rgb(arrays.from_array(image), name)
+        yield loader.rgb(arrays.from_array(image), name)
     elif isinstance(image, Image.Image):
-        yield to_rgb(image, name)
+        yield loader.rgb(image, name)
     elif isinstance(image, Pages):
-        yield from _from_file(image.file, name, image, allow_urls)
+        yield from _from_file(image.file, name, image, loader)
     elif not _can_be_read(image) and arrays.is_tensor(image):
         raise arrays.refused_tensor(image)
     else:
-        yield from _from_file(image, name, None, allow_urls)
+        yield from _from_file(image, name, None, loader)
 
 
-def _from_file(file: File, name: str, pages: Pages | None, allow_urls: bool) -> Iterator[Image.Image]:
+def _from_file(file: File, name: str, pages: Pages | None, loader: Loader) -> Iterator[Image.Image]:
     if isinstance(file, (bytes, bytearray, memoryview)):
-        yield from _decoded(io.BytesIO(bytes(file)), name, pages)
+        yield from _decoded(io.BytesIO(bytes(file)), name, pages, loader)
     elif isinstance(file, str) and file[:5].lower() == "data:":
-        yield from _decoded(io.BytesIO(_from_uri(file)), name, pages)
+        yield from _decoded(io.BytesIO(_from_uri(file)), name, pages, loader)
     elif isinstance(file, str) and urls.is_url(file):
-        yield from _decoded(io.BytesIO(urls.fetch(file, allow_urls)), name, pages)
+        yield from _decoded(io.BytesIO(urls.fetch(file, loader.urls)), name, pages, loader)
     elif isinstance(file, (str, os.PathLike)):
         with _opened(path("an image", file)) as opened:
-            yield from _decoded(opened, name, pages)
+            yield from _decoded(opened, name, pages, loader)
     elif _can_be_read(file):
-        yield from _decoded(io.BytesIO(_from_object(file)), name, pages)
+        yield from _decoded(io.BytesIO(_from_object(file)), name, pages, loader)
     else:
         raise ImageError(
             "an image is a path, a data URI, bytes, a file opened in binary mode, a Pillow image, a uint8 array "
@@ -155,7 +184,7 @@ def _opened(file_path: str) -> BinaryIO:
         raise ImageNotFoundError(f"image {named(file_path)} does not exist{hint}") from None
 
 
-def _decoded(file: BinaryIO, name: str, pages: Pages | None) -> Iterator[Image.Image]:
+def _decoded(file: BinaryIO, name: str, pages: Pages | None, loader: Loader) -> Iterator[Image.Image]:
     """The pictures in an open file."""
     try:
         picture = Image.open(file)
@@ -164,10 +193,10 @@ def _decoded(file: BinaryIO, name: str, pages: Pages | None) -> Iterator[Image.I
         head = file.read(_HEAD)
         file.seek(0)
         if pdf.is_pdf(head):
-            yield from pdf.pages(file, name, pages)
+            yield from (loader.rgb(page, name) for page in pdf.pages(file, name, pages))
         elif heic.is_heic(head):
             _refuse_pages(pages, name)
-            yield to_rgb(heic.open_file(file, name), name)
+            yield loader.rgb(heic.open_file(file, name), name)
         else:
             raise ImageError(f"{name} is not in a picture format that Pillow knows, and is no PDF") from None
         return
@@ -175,10 +204,10 @@ def _decoded(file: BinaryIO, name: str, pages: Pages | None) -> Iterator[Image.I
         if picture.format == "EPS":  # a program: Pillow would start Ghostscript for it
             raise ImageError(f"{name} is PostScript, which is not run; make a PDF or a PNG of it")
         if picture.format == "TIFF":
-            yield from (to_rgb(page, name) for page in tiff.pages(picture, name, pages))
+            yield from (loader.rgb(page, name) for page in tiff.pages(picture, name, pages))
         else:
             _refuse_pages(pages, name)
-            yield to_rgb(picture, name)
+            yield loader.rgb(picture, name)
 
 
 def _refuse_pages(pages: Pages | None, name: str) -> None:
@@ -186,8 +215,8 @@ def _refuse_pages(pages: Pages | None, name: str) -> None:
         raise ImageError(f"{name} has no pages; Pages are of a PDF or a TIFF")
 
 
-def _frames(video: Video, allow_urls: bool) -> NDArray[np.uint8]:
-    frames = [array for frame in video.frames for array in _load(frame, allow_urls)]
+def _frames(video: Video, loader: Loader) -> NDArray[np.uint8]:
+    frames = [array for frame in video.frames for array in loader.one(frame)]
     sizes = sorted({(frame.shape[-2], frame.shape[-3]) for frame in frames})
     if len(sizes) != 1 or frames[0].ndim != 3:
         found = ", ".join(f"{width} x {height}" for width, height in sizes[:8])
@@ -212,6 +241,8 @@ def _from_uri(uri: str) -> bytes:
 
 def _from_object(file: Any) -> bytes:
     """What a file object holds, from its beginning if it can be rewound (Pillow does the same)."""
+    if isinstance(file, io.TextIOBase):  # whose read() would stumble over bytes that are no text
+        raise ImageError("the image's file object is opened as text; open the file in binary mode ('rb')")
     seekable = getattr(file, "seekable", None)
     if callable(seekable) and seekable():
         file.seek(0)

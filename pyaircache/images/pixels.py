@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
-from .limits import check_size
-
 _TRANSPARENT_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
+_AT_ONCE = 1 << 20  # pixels that are converted at once: the numbers in between take 8 bytes each
 
 
-def to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    """An upright RGB copy; the original is not touched.
-
-    Raises:
-        ImageError: It is empty or has too many pixels.
-    """
-    check_size(name, picture.width, picture.height)
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """An upright RGB copy; the original is not touched."""
     picture.load()
     picture = _upright(picture)
     if picture.mode.startswith(("I", "F")):
@@ -52,11 +49,19 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     Integers above 255 are taken as 16-bit values (what PNG and TIFF files hold); floats within [0, 1] as shares of
     white, other floats as grey levels.
     """
-    values = np.asarray(picture, dtype=np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0)
-    largest = float(values.max(initial=0.0))
+    values = np.asarray(picture).reshape(-1)  # of its own type
+    pieces = [slice(start, start + _AT_ONCE) for start in range(0, values.size, _AT_ONCE)]
+    largest = max((float(_finite(values[piece]).max()) for piece in pieces), default=0.0)
+    scale, share = 1.0, 1.0
     if picture.mode == "F":
-        values = values * 255.0 if 0.0 < largest <= 1.0 else values
+        scale = 255.0 if 0.0 < largest <= 1.0 else 1.0
     elif picture.mode != "I" or largest > 255.0:  # I;16 and its kin, or a 16-bit file widened to 32 bits
-        values = values / 257.0
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        share = 257.0
+    grey = np.empty(values.shape, np.uint8)
+    for piece in pieces:
+        grey[piece] = np.clip(np.rint(_finite(values[piece]) * scale / share), 0, 255)
+    return Image.fromarray(grey.reshape(picture.height, picture.width))
+
+
+def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=255.0, neginf=0.0)

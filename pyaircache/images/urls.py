@@ -19,7 +19,13 @@ from ..errors import ImageError
 MAX_BYTES = 64 << 20
 TIMEOUT_S = 30.0  # in all: name, connections, redirects, the picture
 MAX_REDIRECTS = 5
+_GRACE_S = 1.0  # for the loop's own end
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_RESERVED = [  # what `ipaddress` takes for global, in some of its versions
+    ipaddress.ip_network("fec0::/10"),  # site-local
+    ipaddress.ip_network("168.63.129.16/32"),  # Azure's inner services
+    ipaddress.ip_network("192.88.99.0/24"),  # the nearest 6to4 relay
+]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -64,6 +70,8 @@ def is_public(address: Address) -> bool:
             return False
         if address.ipv4_mapped is not None:
             return True
+    if any(address in network for network in _RESERVED):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
@@ -96,7 +104,9 @@ def _in_a_thread(url: str) -> bytes:
 
     thread = threading.Thread(target=run, name="pyaircache-fetch", daemon=True)
     thread.start()
-    thread.join()
+    thread.join(TIMEOUT_S + _GRACE_S)
+    if not done:  # a name that is being resolved cannot be stopped: its thread ends some time later
+        raise TimeoutError
     if isinstance(done[0], BaseException):
         raise done[0]
     data: bytes = done[0]

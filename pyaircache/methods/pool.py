@@ -34,7 +34,7 @@ class Pool:
         object.__setattr__(self, "size", whole("pool size", self.size, 1, 65535))
         if self.size % 2 == 0:
             raise ArgumentError(f"pool size must be odd, got {self.size}")
-        flag("grid", self.grid)
+        object.__setattr__(self, "grid", flag("grid", self.grid))
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.size}{f'x{self.size}' * self.grid}"

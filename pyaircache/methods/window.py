@@ -61,8 +61,8 @@ class Elite(Window):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", share("alpha", self.alpha))
-        flag("content_only", self.content_only)
-        flag("hold_last", self.hold_last)
+        for name in ("content_only", "hold_last"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
 
     def __str__(self) -> str:
         return f"elite:{number_text(self.alpha)}{':content' * self.content_only}{':last' * self.hold_last}"
@@ -101,7 +101,7 @@ class Text(Window):
     weighted: bool = False
 
     def __post_init__(self) -> None:
-        flag("weighted", self.weighted)
+        object.__setattr__(self, "weighted", flag("weighted", self.weighted))
 
     def __str__(self) -> str:
         return "text:weighted" if self.weighted else "text"

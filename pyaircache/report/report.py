@@ -64,7 +64,9 @@ class Report:
         alpha: Elite threshold, in (0, 1]; None where no elite window observes.
         seed: Of the sampling, drawn or given: ``ask`` with it gives the same answer again. None where the answer is
             not random (temperature 0) and none was given.
-        parameters: All that the question was asked with, in JSON's own types, by the names that ``ask`` has for them.
+        parameters: All that the question was asked with, in JSON's own types, by the names that ``ask`` has for them:
+            ``ask(image, question, **parameters)`` asks the same again where the method is a name. A `Method` or a
+            function appears as its text, which ``ask`` does not take; the ``alpha`` of a Chat is in the field above.
         layers: L.
         visual_tokens: N_v of this question.
         prompt_tokens: Tokens of this question's prompt, text and visual; of a follow-up the new ones only.

@@ -62,9 +62,12 @@ def test_everything_that_was_asked_for_reaches_the_engine_and_the_report(chat):
     assert {name: sampling[name] for name in options} == options
     assert sampling["grammar"] == "root ::= [a-z]+" and sampling["json_schema"] is None
     more = {"max_tokens": 9, "stop": ["x"], "grammar": "root ::= [a-z]+", "logprobs": 2, "json_schema": None}
-    head = {"keep": 0.5, "method": "aircache", "alpha": 0.9}
+    head = {"keep": 0.5, "method": "aircache"}
     assert report.parameters == {**options, **more, **head} and report.seed == 7
     assert json.loads(json.dumps(report.to_dict()))["parameters"] == report.parameters
+    again = chat.ask(IMAGE, "What?", **report.parameters).report
+    assert (again.parameters, again.alpha) == (report.parameters, 0.9)
+    assert chat.ask(IMAGE, "What?", method=Method()).report.parameters["method"] == str(Method())
     assert "parameters" not in report.to_dict(scalars_only=True)
 
 
@@ -83,6 +86,8 @@ def test_schemas_are_objects_or_texts(chat, schema):
         ({"repeat_penalty": 0}, "repeat_penalty must be a number of at least 0.01 and at most 100, got 0"),
         ({"seed": 2**32 - 1}, "seed must be a whole number from 0 to 4294967294"),
         ({"stop": [""]}, "stop must be texts of 1 to 1024 characters, got ''"),
+        ({"stop": "\ud800"}, "text is not valid Unicode"),
+        ({"timeout": float("inf")}, "must be a finite number of at least 0, or None: for ever; got inf"),
         ({"stop": 3}, "stop must be a list of texts, got 3"),
         ({"stop": ["x"] * 65}, "stop must be at most 64 texts, got 65"),
         ({"json_schema": True}, "json_schema must be a JSON schema: an object"),
@@ -262,6 +267,10 @@ class Odd(dict[str, Any]):
         ([text("user", [{"type": "audio"}])], r"the type of part 0 of messages\[0\] must be one of text, image_url"),
         ([text("user", [part("/etc/passwd")])], r"must be a data URI .* got '/etc/passwd'; for a file give pathlib"),
         ([text("user", [part(None)])], "must be a data URI"),
+        ([text("user", [part([__file__])])], "must be a data URI"),
+        ([text("user", [part([[__file__]])])], "must be a data URI"),
+        ([text("user", [part((IMAGE,))])], "must be a data URI"),
+        ([text("user", [{"type": "image_url", "image_url": [__file__]}])], "must be a data URI"),
         ([text("user", [{"type": "text", "text": 3}])], "must be a text, got 3"),
         ([text("system", [part(IMAGE)]), text("user", "x")], "only messages of the user may have"),
         ([{"role": "assistant", "content": "x", "tool_calls": [1]}, text("user", "x")], "calls a tool"),

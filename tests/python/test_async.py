@@ -60,6 +60,19 @@ def test_the_loop_goes_on_meanwhile(fake):
     run(main)
 
 
+def test_a_callback_that_stops_an_iteration(fake):
+    def stops(*progress: object) -> None:
+        raise StopIteration
+
+    async def main(chat: AsyncChat) -> None:
+        with pytest.raises(RuntimeError, match="a policy or callback raised StopIteration") as caught:
+            await chat.ask(IMAGE, "What?", on_progress=stops)
+        assert isinstance(caught.value.__cause__, StopIteration)
+        assert await chat.ask(IMAGE, "What?") == "hello"
+
+    run(main)
+
+
 def test_streams(fake):
     async def main(chat: AsyncChat) -> None:
         stream = await chat.ask(IMAGE, "What?", stream=True)

@@ -11,7 +11,7 @@ from cffi import FFI
 
 import pyaircache
 from pyaircache import errors
-from pyaircache.engine import engine, library, marshal, status, structs
+from pyaircache.engine import Engine, engine, library, marshal, status, structs
 
 HEADER = Path(__file__).parents[2] / "native" / "include" / "pyaircache.h"
 
@@ -92,6 +92,46 @@ def test_text_for_c():
     for bad in ("a\0b", "\ud800"):
         with pytest.raises(errors.ArgumentError):
             marshal.utf8(bad)
+
+
+@pytest.mark.parametrize(
+    ("struct", "name", "value", "message"),
+    [
+        ("pac_engine_params", "n_ctx", 2**40, r"n_ctx must be a whole number \(\w+\), got 1099511627776"),
+        ("pac_engine_params", "n_ctx", "many", r"n_ctx must be a whole number \(\w+\), got 'many'"),
+        ("pac_method", "keep", "a", "keep must be a number, got 'a'"),
+        ("pac_method", "pool_2d", "a", "pool_2d must be True or False, got 'a'"),
+        ("pac_sampling", "top_k", 2**40, r"top_k must be a whole number \(int32_t\), got 1099511627776"),
+        ("pac_sampling", "grammar", 3, "grammar must be a text, got 3"),
+    ],
+)
+def test_values_that_no_field_holds(ffi, struct, name, value, message):
+    with pytest.raises(errors.ArgumentError, match=message):
+        if struct == "pac_engine_params":
+            marshal.c_params(ffi, f"struct {struct}", {}, {name: value}, [name])
+        else:
+            marshal.set_field(ffi, ffi.new(f"struct {struct} *"), name, value)
+
+
+@pytest.mark.parametrize("bad", [[1.7], np.array([1.0]), [[1]], ["a"], [[1], [1, 2]], [2**40], 3, [True]])
+def test_indices_that_are_none(bad):
+    with pytest.raises(errors.ArgumentError, match="kept must be whole numbers in one dimension"):
+        marshal.indices("kept", bad)
+    assert marshal.indices("kept", (1, 2)).dtype == np.int32 and marshal.indices("kept", []).size == 0
+
+
+def test_numbers_that_the_engine_cannot_take(real_chat):
+    engine = real_chat.engine
+    for call in (
+        lambda: Engine(real_chat.model.loaded, n_ctx=2**40),
+        lambda: Engine(real_chat.model.loaded, n_ctx="many"),
+        lambda: engine.decode(2**40),
+        lambda: engine.set_sampling(structs.Sampling(top_k=2**40)),
+        lambda: engine.score(structs.EngineMethod(keep="a")),
+        lambda: engine.evict([np.array([1.7])]),
+    ):
+        with pytest.raises(errors.ArgumentError, match="must be"):
+            call()
 
 
 def test_split():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import io
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_engine import FakeEngine
+from PIL import Image
 from threading_tools import IMAGE, PATIENCE, Stopped, queued, turns
 
 from pyaircache import CancelledError, Chat
@@ -29,6 +32,39 @@ def test_cancel_stops_an_ask(chat, pool, call, image):
     assert [turn.answer for turn in chat._session.turns] == ["hello"]
     assert chat.ask(None, "Three?") == "hello"
     assert len(chat._session.turns) == 2
+
+
+class SlowFile(io.BytesIO):
+    """A picture's file whose reading waits."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def read(self, *size: Any) -> bytes:
+        self.entered.set()
+        assert self.go_on.wait(PATIENCE)
+        return super().read(*size)
+
+
+@pytest.mark.parametrize("how", ["ask", "complete"])
+def test_cancel_while_the_pictures_are_read(chat, pool, how):
+    data = io.BytesIO()
+    Image.fromarray(IMAGE).save(data, "PNG")
+    slow = SlowFile(data.getvalue())
+    assert not chat.cancel()
+    if how == "ask":
+        asking = pool.submit(chat.ask, [slow, "there/is/no.png"], "One?")
+    else:
+        parts = [{"type": "image_url", "image_url": one} for one in (slow, IMAGE)]
+        asking = pool.submit(chat.complete, [{"role": "user", "content": parts}])
+    assert slow.entered.wait(PATIENCE)
+    assert chat.cancel()
+    slow.go_on.set()
+    with pytest.raises(CancelledError, match="the conversation is as it was"):
+        asking.result(PATIENCE)
+    assert not chat.cancel() and chat.messages == []
+    assert chat.ask(IMAGE, "Two?") == "hello"
 
 
 def test_cancel_between_batches_of_the_prompt(chat, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,16 +138,29 @@ def test_options_of_the_answer_are_passed_when_they_are_given(fake, picture, mon
     (tmp_path / "a.gbnf").write_text("root ::= [0-9]+\n")
     (tmp_path / "schema.json").write_text('{"type": "object"}')
     numbers = {"top_k": 5, "top_p": 0.5, "min_p": 0.25, "repeat_penalty": 1.5, "seed": 3}
-    assert not {"keep", "system", "image_urls"} & set(loading)
+    assert not {"keep", "system"} & set(loading)
     given = [word for name, value in numbers.items() for word in (f"--{name.replace('_', '-')}", value)]
-    given += ["--stop", "a", "--stop", "b", "--system", "Be brief.", "--image-urls", "--grammar", tmp_path / "a.gbnf"]
+    given += ["--stop", "a", "--stop", "b", "--system", "Be brief.", "--grammar", tmp_path / "a.gbnf"]
     run("ask", picture, "What?", *given, "--json-schema", tmp_path / "schema.json", "--keep", "0.5")
     loading = Recorder.asked.pop("chat")
-    assert [loading[name] for name in ("keep", "system", "image_urls")] == [0.5, "Be brief.", True]
+    assert [loading[name] for name in ("keep", "system")] == [0.5, "Be brief."]
     texts = {"grammar": "root ::= [0-9]+\n", "json_schema": '{"type": "object"}'}
     assert Recorder.asked == always | numbers | texts | {"stop": ("a", "b")}
     run("ask", picture, "What?", "--json-schema", ' {"type": "number"}')
     assert Recorder.asked["json_schema"] == ' {"type": "number"}'
+
+
+def test_addresses_where_they_are_allowed(fake, picture, monkeypatch):
+    seen = []
+
+    def fetch(url: str, allowed: bool) -> bytes:
+        seen.append((url, allowed))
+        return Path(picture).read_bytes()
+
+    monkeypatch.setattr("pyaircache.images.urls.fetch", fetch)
+    assert run("ask", "http://a.org/b.png", "What?", "--image-urls").stdout == "hello\n"
+    assert run("ask", "http://a.org/b.png", "What?").exit_code == 0
+    assert seen == [("http://a.org/b.png", True), ("http://a.org/b.png", False)]
 
 
 def test_several_images_and_stdin(fake, picture):
@@ -160,6 +175,22 @@ def test_heatmaps(fake, picture, tmp_path):
     assert Image.open(tmp_path / "out.png").size == (30, 20)
     assert run("ask", picture, picture, "What?", "--keep", "1", "--heatmap", tmp_path / "two.jpg").exit_code == 0
     assert (tmp_path / "two-1.jpg").is_file() and (tmp_path / "two-2.jpg").is_file()
+
+
+def test_heatmaps_of_pages_and_of_stdin(fake, picture, tmp_path):
+    pages = io.BytesIO()
+    two = [Image.new("RGB", size) for size in ((30, 20), (20, 30))]
+    two[0].save(pages, "TIFF", save_all=True, append_images=two[1:])
+    out = tmp_path / "out.png"
+    assert run("ask", "-", "What?", "--keep", "1", "--heatmap", out, input=pages.getvalue()).exit_code == 0
+    assert [Image.open(tmp_path / f"out-{i}.png").size for i in (1, 2)] == [(30, 20), (20, 30)]
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_a_heatmap_that_cannot_be_written_costs_no_answer(fake, picture, tmp_path, json_too):
+    (tmp_path / "out.png").mkdir()
+    result = run("ask", picture, "What?", "--heatmap", tmp_path / "out.png", *json_too)
+    assert result.exit_code == 1 and "hello" in result.stdout and result.stderr.startswith("pyaircache: error: ")
 
 
 @pytest.mark.parametrize(
@@ -197,6 +228,9 @@ def test_heatmaps(fake, picture, tmp_path):
         (["ask", "PICTURE", ""], 2, "the question must be"),
         (["ask", "What?", "--heatmap", "out.png"], 2, "--heatmap needs an image"),
         (["ask", "PICTURE", "What?", "--heatmap", "out"], 2, "not the name of a picture file"),
+        (["ask", "PICTURE", "What?", "--heatmap", "out.heic"], 2, "not the name of a picture file to write"),
+        (["ask", "PICTURE", "What?", "--heatmap", "out.psd"], 2, "not the name of a picture file to write"),
+        (["ask", "PICTURE", "What?", "--heatmap", "out.xbm"], 2, "not the name of a picture file to write"),
         (["ask", "PICTURE", "What?", "--heatmap", "no/such/out.png"], 2, "no such folder"),
         (["ask", "missing.png", "What?"], 1, "missing.png does not exist"),
         (["nope"], 2, "No such command"),

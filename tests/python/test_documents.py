@@ -193,6 +193,22 @@ def test_fetched_where_allowed(site, monkeypatch):
         load_images(f"{site}/page", urls=True)
 
 
+def test_a_slow_name_does_not_take_longer(monkeypatch):
+    over = threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        over.wait(30)
+        raise OSError("no such name")
+
+    monkeypatch.setattr("socket.getaddrinfo", slow)
+    monkeypatch.setattr(urls, "TIMEOUT_S", 0.01)
+    monkeypatch.setattr(urls, "_GRACE_S", 0.0)
+    with pytest.raises(ImageError, match=r"was not there within 0\.01 seconds"):
+        load_images("http://example.com/a.png", urls=True)
+    assert not over.is_set()
+    over.set()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0.0.0.0", "169.254.169.254"])
 def test_never_from_within(host):
     with pytest.raises(ImageError, match="not a public one"):
@@ -205,6 +221,7 @@ def test_never_from_within(host):
         ("8.8.8.8", True), ("2606:4700::1111", True), ("::ffff:8.8.8.8", True), ("10.1.2.3", False),
         ("192.168.0.1", False), ("172.16.0.1", False), ("100.64.0.1", False), ("224.0.0.1", False), ("fe80::1", False),
         ("fd00::1", False), ("::ffff:127.0.0.1", False), ("64:ff9b::a00:1", False), ("2002:7f00:1::", False),
+        ("fec0::1", False), ("168.63.129.16", False), ("::ffff:168.63.129.16", False), ("192.88.99.1", False),
     ],
 )  # fmt: skip
 def test_public_addresses(address, public):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pyaircache import ImageError, ImageNotFoundError
-from pyaircache.images import Video, load_image, load_images
+from pyaircache.images import Video, limits, load_image, load_images, pixels
 
 
 @pytest.fixture
@@ -186,6 +186,16 @@ def test_wide_integers_and_floats():
     assert load_image(Image.fromarray(values))[0, :, 0].tolist() == [0, 100, 255, 0]
 
 
+def test_many_grey_levels_do_not_take_many_bytes(monkeypatch):
+    """The same in pieces as at once: a last piece that is not full, a largest value in another piece."""
+    values = np.arange(35, dtype=np.uint16).reshape(5, 7) * 1000
+    floats = values.astype(np.float32) / 34000
+    monkeypatch.setattr(pixels, "_AT_ONCE", 8)
+    assert (load_image(Image.fromarray(values))[..., 0] == np.rint(values / 257)).all()
+    assert (load_image(Image.fromarray(floats))[..., 0] == np.rint(floats.astype(float) * 255)).all()
+    assert (load_image(Image.fromarray(values.astype(np.int32) // 200))[..., 0] == values // 200).all()
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM"])
 def test_formats(kind):
     picture = load_image(encoded(Image.new("RGB", (16, 8), (200, 100, 50)), kind))
@@ -210,3 +220,20 @@ def test_source_is_not_changed(rgb):
     picture = Image.fromarray(rgb)
     load_image(picture)
     np.testing.assert_array_equal(np.asarray(picture), rgb)
+
+
+def test_pictures_of_one_request_share_a_budget(rgb, monkeypatch):
+    height, width, _ = rgb.shape
+    monkeypatch.setattr(limits, "MAX_PIXELS", 2 * height * width)
+    assert len(load_images([rgb, Video([rgb])])) == 2
+    message = f"{3 * height * width} pixels together .* at most {2 * height * width} are taken"
+    for three in ([rgb] * 3, [rgb, Video([rgb] * 2)], Video([rgb] * 3)):
+        with pytest.raises(ImageError, match=message):
+            load_images(three)
+
+
+def test_a_file_opened_as_text(rgb, tmp_path):
+    path = tmp_path / "page.png"
+    Image.fromarray(rgb).save(path)
+    with open(path) as file, pytest.raises(ImageError, match=r"open the file in binary mode \('rb'\)"):
+        load_image(file)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from pyaircache import All, ArgumentError, Elite, Last, Method, Pool, Text, Visual, Window
@@ -98,6 +99,14 @@ def test_pools_that_are_none(engine, text):
 def test_limits_are_named(make, message):
     with pytest.raises(ArgumentError, match=message):
         make()
+
+
+def test_bools_of_numpy_are_pythons():
+    yes = np.bool_(True)
+    windows = (Elite(content_only=yes, hold_last=yes), Text(weighted=yes))
+    assert [str(one) for one in windows] == ["elite:0.9:content:last", "text:weighted"]
+    assert str(Pool("max", 3, grid=yes)) == "max:3x3" and Pool("max", 3, grid=yes).grid is True
+    assert Method(value_norm=yes).value_norm is True
 
 
 def test_methods_are_values():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyaircache import ArgumentError
+from pyaircache import ArgumentError, Method
 from pyaircache.engine import selection
 from pyaircache.engine.structs import EngineMethod
 
@@ -28,3 +28,35 @@ def test_budgets_and_sets(engine, layers, visual, keep, seed):
 def test_limits(engine, keep):
     with pytest.raises(ArgumentError):
         selection.allocate(EngineMethod(keep), np.ones((2, 4), np.float32))
+
+
+ONES = np.ones((2, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    "scores", [np.ones(4), np.ones((0, 4)), np.ones((2, 0)), np.ones((1, 2, 4)), [[1], [1, 2]], "x"]
+)
+def test_scores_of_another_shape(engine, scores):
+    for call in (
+        lambda: selection.allocate(EngineMethod(0.5), scores),
+        lambda: selection.statistics(scores),
+        lambda: selection.select(scores, np.ones(2, np.int32)),
+        lambda: Method().budgets(scores, 0.5),
+    ):
+        with pytest.raises(ArgumentError, match=r"scores must be numbers \[layers, visual tokens\]"):
+            call()
+
+
+@pytest.mark.parametrize("budgets", [[1], [1, 1, 1], [[1, 1]], [-1, 1], [5, 1], [1.5, 1], [float("nan"), 1], "ab", 3])
+def test_budgets_that_are_none(engine, budgets):
+    with pytest.raises(ArgumentError, match="budgets must be whole numbers from 0 to 4"):
+        selection.select(ONES, budgets)
+
+
+def test_living_shares_are_one_a_layer(engine):
+    vl = Method(allocation="vl")
+    with pytest.raises(
+        ArgumentError, match=r"alive must be numbers \[2\], one for each layer of the scores, got the shape"
+    ):
+        vl.budgets(ONES, 0.5, alive=np.ones(1))
+    assert vl.budgets(ONES, 0.5, alive=np.ones(2)).sum() == 4
