@@ -139,7 +139,7 @@ class Method:
 
         Raises:
             ArgumentError: ``keep`` is outside its limits, the scores are no finite numbers [L, N_v], or ``alive`` is
-                missing.
+                missing or of another shape.
             EngineError: The engine library is missing.
         """
         return selection.allocate(self.engine(share("keep", keep)), scores, alive)
