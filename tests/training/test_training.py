@@ -114,6 +114,7 @@ def test_losses_fall(vocabulary, batch) -> None:
         assert figures[-1][key] < 0.95 * figures[0][key], key
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch) -> None:
     """Ten steps at once, and ten of which some were lost and done again: the same weights."""
     monkeypatch.setattr(train, "CURRICULUM", ((1.0, ((5, 11),), 1, 2),))
