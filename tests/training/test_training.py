@@ -120,6 +120,8 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(train, "CURRICULUM", ((1.0, ((5, 11),), 1, 2),))
     monkeypatch.setattr(train, "SIZES", ())
     monkeypatch.setattr(train, "train_tokenizer", lambda seed: train_tokenizer(seed, n_pages=20))
+    small = {"hidden": 128, "layers": 3, "heads": 2, "kv_heads": 1, "ffn": 96, "vision_width": 64, "vision_heads": 2}
+    monkeypatch.setattr(train, "make_config", lambda vocabulary: make_config(vocabulary, **small))
 
     def run(folder):
         options = [str(folder), "--steps", "10", "--threads", "1", "--save-every", "5"]
