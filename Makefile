@@ -43,11 +43,12 @@ test: build $(VENV)/tests.done stock
 CHECKS := tests/bench/test_figures.py tests/bench/test_scripts.py tests/build/test_fetch.py \
 	tests/convert/test_source.py tests/convert/test_tokenizer.py tests/docs/test_api.py tests/docs/test_links.py \
 	tests/engine/test_budgets.py \
-	$(filter-out %_bundled.py %/test_loading.py %/test_typing.py,$(wildcard tests/python/test_*.py)) \
+	$(filter-out %_bundled.py %/test_documents.py %/test_faults.py %/test_fork.py %/test_interrupts.py %/test_loading.py %/test_typing.py, \
+		$(wildcard tests/python/test_*.py)) \
 	tests/python/test_chat_bundled.py::test_bundled_samples_are_read
 
 check: build $(VENV)/tests.done
-	$(PY) -m pytest $(PYTEST_ARGS) $(CHECKS)
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadscope $(PYTEST_ARGS) $(CHECKS)
 
 quality: build $(VENV)/tests.done
 	$(PY) bench/quality.py --method aircache --update README.md
