@@ -320,18 +320,18 @@ static void refusals() {
 
     auto method = llama_aircache_method_default();
     float f = 0;
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, nullptr, nullptr) == LLAMA_AIRCACHE_STATE);     // not observed
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, 1, nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE);     // not observed
     CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, N_PROMPT, nullptr, nullptr) == 0);
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, nullptr, nullptr) == LLAMA_AIRCACHE_STATE);     // not decoded
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, 1, nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE);     // not decoded
     tokens t = prompt();
     decode(ctx.get(), 0, 0, tokens(t.begin(), t.begin() + 120));
     std::vector<float> scores(90*64);
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == LLAMA_AIRCACHE_STATE); // not decoded completely
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE); // not decoded completely
     decode(ctx.get(), 0, 120, tokens(t.begin() + 120, t.end()));
     method.keep = 0;
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_ARGUMENT);
     method = llama_aircache_method_default();
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == 0);
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == 0);
 
     int32_t n_layer;
     CHECK(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, nullptr) == 0);
@@ -369,10 +369,21 @@ static void compress_at_once() {
         std::vector<uint8_t> observers(n_layer*n_text);
         std::vector<double>  alive(n_layer), strength(n_layer), skewness(n_layer);
         std::vector<int32_t> budgets(n_layer);
-        CHECK(llama_aircache_score(a.get(), 0, &method, scores.data(), observers.data(), alive.data()) == 0);
+
+        // no room: refused, and nothing is written
+        const auto score = [&](int64_t n_scores, int64_t n_observers, int64_t n_alive) {
+            return llama_aircache_score(a.get(), 0, &method, scores.data(), n_scores, observers.data(), n_observers, alive.data(), n_alive);
+        };
+        for (const auto * wanted : { "scores", "observers", "alive" }) {
+            CHECK(score(scores.size() - (wanted[0] == 's'), observers.size() - (wanted[0] == 'o'), n_layer - (wanted[0] == 'a')) == LLAMA_AIRCACHE_ARGUMENT);
+            CHECK(strstr(llama_aircache_error(), (wanted + std::string(" has room for")).c_str()));
+        }
+        CHECK(score(scores.size(), observers.size(), n_layer) == 0);
         CHECK(llama_aircache_allocate(&method, scores.data(), alive.data(), n_layer, n_visual, budgets.data(), strength.data(), skewness.data()) == 0);
         std::vector<int32_t> kept(std::accumulate(budgets.begin(), budgets.end(), 0));
-        CHECK(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), 0, kept.data()) == 0);
+        CHECK(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), 0, kept.data(), kept.size() - 1) == LLAMA_AIRCACHE_ARGUMENT);
+        CHECK(strstr(llama_aircache_error(), "kept has room for") && std::count(kept.begin(), kept.end(), 0) == (int64_t) kept.size());
+        CHECK(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), 0, kept.data(), kept.size()) == 0);
         CHECK(llama_aircache_evict(a.get(), 0, budgets.data(), kept.data(), 0.0, false) == 0);
 
         result got;
