@@ -119,6 +119,25 @@ def texts() -> None:
     write("grammar", "lines", b"\n".join(lines))
 
 
+def grammars() -> None:
+    """Which of the tokens that fit come next, and a grammar or a schema."""
+    texts = ['root ::= "yes" | "no"', "root ::= [0-9]+", 'root ::= a{2,5} # again\na ::= ("x" | [^a-z] .)? "\\u00e9"']
+    texts += ['root ::= "1" x | "1" y | "1"\nx ::= root "b"\ny ::= root "c"', 'root ::= "1" r\nr ::= b r\nb ::= ""']
+    schemas: list[dict[str, Any]] = [
+        {"type": "string", "pattern": "^[a-f]{2}(x|y)*$"},
+        {"type": "integer", "minimum": -3, "maximum": 120},
+        {"type": ["array", "null"], "items": {"enum": ["a", 1, None]}, "minItems": 1, "maxItems": 3},
+        {"properties": {"a": {"$ref": "#/$defs/n"}, "b": {"type": "boolean"}}, "required": ["a"], "$defs": {"n": {}}},
+        {"allOf": [{"$ref": "#/d"}, {"properties": {"z": {"type": "number"}}}], "d": {"properties": {"y": {}}}},
+        {"type": "string", "format": "date-time"},
+    ]
+    choices = bytes(range(0, 160, 10))
+    for i, text in enumerate(texts):
+        write("gbnf", f"grammar-{i}", b"\0" + choices + text.encode())
+    for i, schema in enumerate(schemas):
+        write("gbnf", f"schema-{i}", b"\1" + choices + json.dumps(schema).encode())
+
+
 def mmproj() -> None:
     """A valid file and a picture, and each key with another number or gone."""
     end = bytes([127, 0, 30, 20])
@@ -133,6 +152,7 @@ if __name__ == "__main__":
     requests()
     texts()
     media()
+    grammars()
     mmproj()
     for kind in range(32):
         write("states", f"valid-{kind}", bytes([kind]))

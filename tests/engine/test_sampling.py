@@ -221,7 +221,7 @@ def test_what_no_token_fits(engine: Engine) -> None:
         ({"grammar": "root ::= "}, None),
         ({"grammar": 'root = "yes"'}, r'expecting ::= at line 1, column 6, where it says: = "yes"$'),
         (
-            {"grammar": 'root ::= é\né ::= ("a" | "b"\nc ::= "d"'},
+            {"grammar": 'root ::= x # é\nx ::= ("a" | "b"\nc ::= "d"'},
             r"expecting '\)' at line 3, column 3, where it says: ::= .d.$",
         ),
         ({"grammar": 'root ::= ("a"'}, r"expecting '\)' at the end$"),

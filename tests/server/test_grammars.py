@@ -66,11 +66,10 @@ def test_a_wrong_grammar(server: Server, grammar: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("grammar", "said"),
     [
-        ('root ::= "1" x | "1" y | "1"\nx ::= root "b"\ny ::= root "c"', "the grammar takes too long"),
+        ('root ::= "1" root "b" | "1" root "c"', "the grammar takes too long"),  # each letter doubles the ways
         ('root ::= "1" r\nr ::= b r\nb ::= c\nc ::= ""', "no token of the model's vocabulary fits the grammar"),
-        ('root ::= "1" [^\\x00-\\U0010FFFF]', "no token of the model's vocabulary fits the grammar"),
     ],
-    ids=["ambiguous", "never goes on", "no letter"],
+    ids=["ambiguous", "never goes on"],
 )
 def test_a_grammar_that_cannot_be_followed(server: Server, grammar: str, said: str) -> None:
     """It ends its own request; the other slot's goes on."""
