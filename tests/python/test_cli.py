@@ -159,8 +159,9 @@ def test_addresses_where_they_are_allowed(fake, picture, monkeypatch):
 
     monkeypatch.setattr("pyaircache.images.urls.fetch", fetch)
     assert run("ask", "http://a.org/b.png", "What?", "--image-urls").stdout == "hello\n"
-    assert run("ask", "http://a.org/b.png", "What?").exit_code == 0
-    assert seen == [("http://a.org/b.png", True), ("http://a.org/b.png", False)]
+    refused = run("ask", "http://a.org/b.png", "What?")
+    assert refused.exit_code == 2 and "--image-urls allows addresses" in refused.stderr
+    assert seen == [("http://a.org/b.png", True)]
 
 
 def test_several_images_and_stdin(fake, picture):
