@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from picture_files import Dump
+from picture_files import Dump, picture, saved
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +18,9 @@ def dump(program: Callable[[str], Path]) -> Iterator[Dump]:
     dump.process.stdin.close()
     assert dump.process.wait(30) == 0
     dump.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def webp(dump: Dump) -> None:
+    if "not read by this build" in str(dump.decode(saved(picture(4, 4), "WEBP"))):
+        pytest.skip("built without libwebp")
