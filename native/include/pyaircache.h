@@ -383,8 +383,8 @@ struct pac_stats {
     int32_t n_graphs_reused;
     int32_t n_decodes;      // graph evaluations since the last pac_prompt
     int64_t kv_bytes;       // bytes that attention reads: sum over layers of their cells * row bytes
-    int64_t kv_bytes_allocated; // of all cells of the context, in use or not
-    int64_t kv_bytes_resident;  // of them in RAM, by pages: on Linux and the CPU they come with use and go with evicted cells
+    int64_t kv_bytes_reserved;  // of all cells of the context, in use or not
+    int64_t kv_bytes_allocated; // memory taken for them: on Linux and the CPU pages that hold something, elsewhere buffers
 };
 PAC_API int32_t pac_engine_stats(const pac_engine * engine, struct pac_stats * out);
 

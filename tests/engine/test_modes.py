@@ -158,7 +158,7 @@ def test_stats(opened: Opened, mode: tuple[str, bool], keep: float) -> None:
     assert last.kv_bytes == after.kv_bytes + 5 * info.kv_bytes_per_token
     for stats in (before, after, last):
         assert stats.n_past + stats.n_free == stats.n_ctx == info.n_ctx
-        assert stats.kv_bytes_allocated == info.n_ctx * info.kv_bytes_per_token
+        assert stats.kv_bytes_reserved == info.n_ctx * info.kv_bytes_per_token
 
 
 def test_masking_frees_nothing(engine: Engine) -> None:

@@ -76,56 +76,6 @@ static void keep_one_is_exact() {
     }
 }
 
-// Pages of untouched cells are not in RAM, those of evicted ones no longer; what is computed stays the same (moved_equals_masked).
-static void memory_follows() {
-    const auto resident = [](const llama_context_ptr & ctx) {
-        int64_t res;
-        CHECK(llama_aircache_resident(ctx.get(), &res) == 0);
-        return res;
-    };
-    const auto row_bytes = [](const llama_context_ptr & ctx) {
-        auto stats = llama_aircache_stats_empty();
-        CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0);
-        return stats.kv_bytes_cell;
-    };
-
-    const llama_aircache_span span = { 11, 1911, 0 };
-    auto ctx = context(1, false, 4096);
-
-    const int64_t all = 4096*row_bytes(ctx);
-#if defined(__linux__)
-    const bool follows = !on_device;
-#else
-    const bool follows = false;
-#endif
-    if (!follows) {
-        CHECK(resident(ctx) == all);
-        return;
-    }
-    CHECK(resident(ctx) < all/20);
-
-    CHECK(llama_aircache_observe(ctx.get(), 0, &span, 1, 1950, nullptr, nullptr) == 0);
-    const tokens toks = random_tokens(1950, 1);
-    for (int i = 0; i < 1950; i += 195) {
-        decode(ctx.get(), 0, i, tokens(toks.begin() + i, toks.begin() + i + 195));
-    }
-    const int64_t full = resident(ctx);
-    CHECK(full >= 1950*row_bytes(ctx) && full < all);
-
-    compress(ctx.get(), 0, 0.1, false);
-
-    auto stats = llama_aircache_stats_empty();
-    CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0);
-    const int64_t freed = 1950*stats.kv_bytes_cell - stats.kv_bytes;
-    if (flash) { // else V lies by channel, and a channel's cells are less than a page or two
-        CHECK(full - resident(ctx) >= freed*8/10);
-    }
-    CHECK(resident(ctx) >= stats.kv_bytes);
-
-    llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, -1, -1);
-    CHECK(resident(ctx) < all/20);
-}
-
 static void cells_are_freed() {
     auto ctx = context(1, false, 256);
     prefill(ctx.get(), 0);
@@ -518,7 +468,6 @@ cases cases_of_aircache = {
     { "evicted_cells_are_not_seen", evicted_cells_are_not_seen },
     { "keep_one_is_exact", keep_one_is_exact },
     { "cells_are_freed", cells_are_freed },
-    { "memory_follows", memory_follows },
     { "graphs_are_reused", graphs_are_reused },
     { "region_is_atomic", region_is_atomic },
     { "second_image", second_image },
