@@ -43,6 +43,8 @@ ANY_TYPE = {
     "sinks_and_biases",
     "sizes_of_structs",
     "tails_are_given_back",
+    "synthetic_cells",
+    "synthetic_refusals",
     "tiles",
     "windows_beyond_ram",
 }
