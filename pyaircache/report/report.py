@@ -89,7 +89,7 @@ class Report:
         kv_bytes: Bytes of the cells that are left: what attention reads in a step.
         kv_bytes_reserved: Bytes of all cells of the context window, in use or not: what stock llama.cpp allocates.
         kv_bytes_allocated: Bytes of memory that was taken for them when the first token was sampled (docs/memory.md).
-        process_bytes: Bytes of this process in RAM at that time, as the system says (Linux: VmRSS); 0 where it does not.
+        process_bytes: Bytes of this process in RAM at that time: Linux's VmRSS; 0 where the system does not say.
         process_bytes_peak: The most of them since the process began (VmHWM); 0 where the system does not say.
         ms_encode: Time to encode the images, in ms as all times.
         ms_prefill: Time to evaluate the prompt, without the encoding.

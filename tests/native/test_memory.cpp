@@ -4,6 +4,8 @@
 #include "cache/faults.h"
 #include "cache/mapping.h"
 
+#include "ggml-cpp.h"
+
 #include <fstream>
 
 static int64_t allocated(const llama_context_ptr & ctx) {
