@@ -143,16 +143,16 @@ bool llama_aircache_kv::is_mapped() const {
 int64_t llama_aircache_kv::reserved_bytes() const {
     int64_t res = 0;
     for (uint32_t l = 0; l < n_layer(); ++l) {
-        res += row_bytes(l)*n_cells()*n_stream();
+        res += row_bytes(l)*n_cells();
     }
     return res;
 }
 
-int64_t llama_aircache_kv::allocated_bytes() const {
+int64_t llama_aircache_kv::allocated_bytes(uint32_t stream) const {
     int64_t res = 0;
     for (uint32_t l = 0; l < n_layer(); ++l) {
-        res += llama_aircache_pages_resident(k(l));
-        res += llama_aircache_pages_resident(v(l));
+        res += llama_aircache_pages_resident(k(l, stream));
+        res += llama_aircache_pages_resident(v(l, stream));
     }
     return res;
 }

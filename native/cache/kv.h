@@ -80,11 +80,11 @@ public:
     // do pages come and go by themselves? Else buffers are all there, and can only be made anew.
     bool is_mapped() const;
 
-    // bytes of K and V of all cells that there may be
+    // bytes of K and V of all cells that a stream may have
     int64_t reserved_bytes() const;
 
-    // of what was taken: pages of mapped buffers, and others whole
-    int64_t allocated_bytes() const;
+    // of what was taken for a stream: pages of mapped buffers, and others whole
+    int64_t allocated_bytes(uint32_t stream) const;
 
     // Other buffers, with room for n_rows cells a stream, as yet without data; and in place of those at hand, with tables to
     // match. make() throws std::bad_alloc.

@@ -164,10 +164,10 @@ static inline struct llama_aircache_seq_stats llama_aircache_stats_empty(void) {
 
 LLAMA_API int32_t llama_aircache_stats(struct llama_context * ctx, llama_seq_id seq, struct llama_aircache_seq_stats * out);
 
-// Bytes of K and V of the whole cache: all layers, all sequences (docs/memory.md).
+// Bytes of K and V in all layers (docs/memory.md).
 struct llama_aircache_bytes {
     uint32_t size;      // sizeof(struct llama_aircache_bytes)
-    int64_t  reserved;  // cells of the context * row bytes: addresses, and what stock llama.cpp allocates
+    int64_t  reserved;  // cells of the context window * row bytes: addresses, and what stock llama.cpp allocates
     int64_t  allocated; // memory that was taken: on Linux and the CPU pages that hold something, elsewhere buffers
 };
 
@@ -179,9 +179,10 @@ static inline struct llama_aircache_bytes llama_aircache_bytes_empty(void) {
     return res;
 }
 
-LLAMA_API int32_t llama_aircache_memory(struct llama_context * ctx, struct llama_aircache_bytes * out);
+// of a sequence's stream; seq -1: of all of them
+LLAMA_API int32_t llama_aircache_memory(struct llama_context * ctx, llama_seq_id seq, struct llama_aircache_bytes * out);
 
-// The latter alone.
+// allocated, of all streams
 LLAMA_API int32_t llama_aircache_resident(struct llama_context * ctx, int64_t * bytes);
 
 // Where memory does not come and go by pages, on devices: makes the cache's buffers anew with room for n_cells cells a

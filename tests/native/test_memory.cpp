@@ -10,7 +10,7 @@
 
 static int64_t allocated(const llama_context_ptr & ctx) {
     auto bytes = llama_aircache_bytes_empty();
-    CHECK(llama_aircache_memory(ctx.get(), &bytes) == 0);
+    CHECK(llama_aircache_memory(ctx.get(), -1, &bytes) == 0);
     CHECK(bytes.allocated <= bytes.reserved);
     return bytes.allocated;
 }
@@ -263,7 +263,7 @@ static void resizing_fails_whole() {
 
     CHECK(llama_aircache_resize(ctx.get(), -1)   == LLAMA_AIRCACHE_ARGUMENT);
     CHECK(llama_aircache_resize(ctx.get(), 2305) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(llama_aircache_memory(ctx.get(), nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_memory(ctx.get(), 0, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
 }
 
 extern cases cases_of_memory;
