@@ -407,7 +407,6 @@ PAC_API void    pac_pool_free(pac_pool * pool);
 // An engine of the pool, for all the calls above; to be freed with pac_engine_free. PAC_ERR_STATE: all n_engines are there.
 // Engines of one pool may be used by different threads, as others may, but their computations wait for one another, in the
 // order of coming. pac_prompt gives way to them after every n_ubatch tokens, and while an image is encoded.
-// pac_stats.kv_bytes_resident is that of the whole pool.
 PAC_API int32_t pac_pool_engine(pac_pool * pool, pac_engine ** out);
 
 struct pac_step {
