@@ -77,8 +77,8 @@ class Engine:
         progress: Called while loading.
         options: ``n_ctx`` (cells; 0: the model's own, at most 32768), ``n_batch`` (tokens a call), ``n_ubatch`` (tokens
             a graph), ``n_threads``, ``cache_type_k`` and ``cache_type_v`` (`CacheType`), ``flash_attn`` (-1 auto, 0
-            off, 1 on), ``keep_embeddings``, ``resize_kv`` (docs/memory.md); with a path those of `EngineModel`, too. None
-            keeps a default.
+            off, 1 on), ``keep_embeddings``, ``resize_kv`` (on devices: K and V as large as is needed, docs/memory.md);
+            with a path those of `EngineModel`, too. None keeps a default.
 
     Raises:
         ArgumentError: There is no such option, or not together with an `EngineModel`.
