@@ -10,10 +10,10 @@
 // Views of llama.cpp's graphs end at multiples of this, so that smaller steps would not be used.
 static const uint32_t STEP = 256;
 
-// copies n cells from i0 on of a stream of one layer
-static void copy_cells(llama_aircache_graph & graph, ggml_tensor * from, ggml_tensor * to, bool transposed, uint32_t i0, uint32_t n) {
+// copies the first n cells of a stream of one layer
+static void copy_cells(llama_aircache_graph & graph, ggml_tensor * from, ggml_tensor * to, bool transposed, uint32_t n) {
     const auto view = [&](ggml_tensor * t) {
-        return transposed ? llama_aircache_columns(graph.ctx(), t, i0, n) : llama_aircache_words(graph.ctx(), t, i0, n);
+        return transposed ? llama_aircache_columns(graph.ctx(), t, 0, n) : llama_aircache_words(graph.ctx(), t, 0, n);
     };
     ggml_tensor * res = ggml_cpy(graph.ctx(), view(from), view(to));
 
@@ -53,13 +53,10 @@ void llama_aircache_runner::resize(uint32_t n_rows) {
     llama_aircache_graph graph(*this, 8*kv.n_layer()*kv.n_stream());
 
     for (uint32_t s = 0; s < kv.n_stream(); ++s) {
-        for (uint32_t l = 0; l < kv.n_layer(); ++l) {
-            const uint32_t i0 = air.zone(s).empty() ? 0 : air.zone(s).start[l];
-            const uint32_t n  = tables[s].used_max_p1() - std::min(i0, tables[s].used_max_p1());
-            if (n > 0) {
-                copy_cells(graph, kv.k(l, s), fresh.layers[l].k_stream[s], false,        i0, n);
-                copy_cells(graph, kv.v(l, s), fresh.layers[l].v_stream[s], kv.v_trans(), i0, n);
-            }
+        const uint32_t n = tables[s].used_max_p1(); // with what lies below a layer's first row: saved states hold it
+        for (uint32_t l = 0; n > 0 && l < kv.n_layer(); ++l) {
+            copy_cells(graph, kv.k(l, s), fresh.layers[l].k_stream[s], false,        n);
+            copy_cells(graph, kv.v(l, s), fresh.layers[l].v_stream[s], kv.v_trans(), n);
         }
     }
     if (ggml_graph_n_nodes(graph.gf()) > 0) {
