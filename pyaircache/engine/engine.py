@@ -22,6 +22,7 @@ from .marshal import (
     Progress,
     ProgressCallback,
     array,
+    c_images,
     c_method,
     c_params,
     free_in,
@@ -117,7 +118,8 @@ class Engine:
         out = self._ffi.new("pac_engine **")
         status = new(out)
         if status == self._lib.PAC_OK:
-            self._ptr = self._ffi.gc(out[0], functools.partial(free_in, self._lib.pac_engine_free, os.getpid, self._pid))
+            free = functools.partial(free_in, self._lib.pac_engine_free, os.getpid, self._pid)
+            self._ptr = self._ffi.gc(out[0], free)
         check(status)
 
     @classmethod
@@ -196,7 +198,7 @@ class Engine:
 
     def count_tokens(self, text: str, images: Sequence[NDArray[np.uint8]] = ()) -> int:
         """Cells that a prompt needs; evaluates nothing. images: uint8 [H, W, 3] each."""
-        pictures, _buffers = self._images(images)
+        pictures, _buffers = c_images(self._ffi, images)
         out = self._ffi.new("int32_t *")
         check(self._lib.pac_count_tokens(self._engine, utf8(text), pictures, len(images), out))
         return int(out[0])
@@ -206,7 +208,7 @@ class Engine:
 
         images: uint8 [H, W, 3] each, or a picture's (width, height): its pixels do not matter here.
         """
-        pictures, _buffers = self._images(images)
+        pictures, _buffers = c_images(self._ffi, images)
         out = self._ffi.new("struct pac_prompt_info *")
         check(self._lib.pac_layout(self._engine, utf8(text), pictures, len(images), out))
         return self._prompt_info(out)
@@ -232,7 +234,7 @@ class Engine:
         Raises:
             ContextError: It does not fit. As after every error here, the conversation is as it was.
         """
-        pictures, _buffers = self._images(images)
+        pictures, _buffers = c_images(self._ffi, images)
         callback = ProgressCallback(self._ffi, progress)
         reserve = int32("reserve", reserve)
         out = self._ffi.new("struct pac_prompt_info *")
@@ -248,22 +250,6 @@ class Engine:
     def _prompt_info(self, out: Any) -> PromptInfo:
         spans = [Span(**struct_fields(self._ffi, out.spans[i], Span)) for i in range(out.n_spans)]
         return PromptInfo(**struct_fields(self._ffi, out, PromptInfo, spans=spans))
-
-    def _images(self, images: Sequence[NDArray[np.uint8] | Size]) -> tuple[Any, list[Any]]:
-        """(C array of pac_image, buffers that must outlive it)."""
-        items = self._ffi.new("struct pac_image[]", max(len(images), 1))
-        buffers = []
-        for i, image in enumerate(images):
-            if isinstance(image, tuple):
-                items[i].width, items[i].height = image
-                continue
-            contiguous = image.dtype == np.uint8 and image.flags.c_contiguous
-            if not contiguous or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.shape[0] == 0:
-                raise ArgumentError("the engine takes C-contiguous uint8 images [H, W, 3] and videos [frames, H, W, 3]")
-            buffers.append(self._ffi.from_buffer("uint8_t[]", image))
-            items[i].n_frames = image.shape[0] if image.ndim == 4 else 0
-            items[i].height, items[i].width, items[i].rgb = *image.shape[-3:-1], buffers[-1]
-        return items, buffers
 
     def prompt_tokens(self) -> NDArray[np.int32]:
         """Token ids of the last prompt: int32 [n_tokens], -1 for visual ones; `Span.first` and observers count them.
