@@ -1,4 +1,5 @@
-// What the cache takes: pages that come and go on the CPU, buffers that are made anew on devices.
+// What an eviction frees: cells, pages that come and go on the CPU, buffers that are made anew on devices; and that graphs go on
+// as they are.
 #include "harness.h"
 
 #include "cache/faults.h"
@@ -266,9 +267,47 @@ static void resizing_fails_whole() {
     CHECK(llama_aircache_memory(ctx.get(), 0, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
 }
 
-extern cases cases_of_memory;
+static void cells_are_freed() {
+    auto ctx = context(1, false, 256);
+    prefill(ctx.get(), 0);
+
+    auto before = llama_aircache_stats_empty(), after = before;
+    CHECK(llama_aircache_stats(ctx.get(), 0, &before) == 0);
+    CHECK(before.n_cells == N_PROMPT);
+    CHECK(before.kv_bytes == (int64_t) N_PROMPT*before.kv_bytes_cell);
+
+    const auto r = compress(ctx.get(), 0, 0.1, false);
+    CHECK(llama_aircache_stats(ctx.get(), 0, &after) == 0);
+
+    const int n_text = N_PROMPT - (SPAN.p1 - SPAN.p0);
+    const int n_zone = *std::max_element(r.budgets.begin(), r.budgets.end());
+    const int n_kept = std::accumulate(r.budgets.begin(), r.budgets.end(), 0);
+    CHECK(after.n_zone  == n_zone);
+    CHECK(after.n_cells == n_zone + n_text);
+    CHECK(after.n_free  == 256 - after.n_cells);
+    CHECK(after.kv_bytes == (before.kv_bytes_cell/(int64_t) r.budgets.size())*((int64_t) n_kept + n_text*(int64_t) r.budgets.size()));
+
+    // the room is really there: more tokens than would have fitted into the full cache
+    const int n_more = after.n_free;
+    CHECK(N_PROMPT + n_more > 256);
+    decode(ctx.get(), 0, N_PROMPT, random_tokens(n_more, 3));
+    CHECK(llama_aircache_stats(ctx.get(), 0, &after) == 0);
+    CHECK(after.n_free == 0);
+}
+
+static void graphs_are_reused() {
+    auto ctx = context();
+    const auto l = prefill(ctx.get(), 0);
+    compress(ctx.get(), 0, 0.2, false);
+    const int before = llama_perf_context(ctx.get()).n_reused;
+    generate(ctx.get(), 0, N_PROMPT, argmax(l), 64);
+    CHECK(llama_perf_context(ctx.get()).n_reused - before >= 62); // one new graph after the eviction, one at a 256 border
+}
+
 cases cases_of_memory = {
+    { "cells_are_freed", cells_are_freed },
     { "copies_take_what_they_hold", copies_take_what_they_hold },
+    { "graphs_are_reused", graphs_are_reused },
     { "memory_follows", memory_follows },
     { "resized_is_the_same", resized_is_the_same },
     { "resized_states", resized_states },
