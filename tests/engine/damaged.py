@@ -24,6 +24,7 @@ PROJECTORS = (
     "qwen2.5vl_merger",
     "qwen3vl_merger",
     "internvl",
+    "idefics3",
     "llava_onevision",
     "gemma3",
     "?",

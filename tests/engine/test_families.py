@@ -63,7 +63,7 @@ def test_token_counts(family: VlmFamily) -> None:
     rng, engine = np.random.default_rng(0), family.engine()
     sizes = np.concatenate([rng.integers(8, 300, (50, 2)), np.exp(rng.uniform(np.log(20), np.log(1800), (50, 2)))])
     for width, height in sizes.astype(int).tolist():
-        ids = family.vlm.ids(f"a{family.vlm.image}b", [family.vlm.count(width, height)])
+        ids = family.vlm.ids(f"a{family.vlm.image}b", [(width, height)])
         got = engine.count_tokens(f"a{engine.marker()}b", [np.zeros((height, width, 3), np.uint8)])
         assert got == ids.numel(), (width, height)
 
