@@ -39,7 +39,7 @@ class Idefics3TextModel(LlamaModel):
         whole = ModelBase.load_hparams(self.dir_model, False)
         kind = (whole.get("text_config") or {}).get("model_type", "llama")
         if kind != "llama":
-            raise ValueError(f"the language model of an Idefics 3 must be a llama, this one is {kind!r}")
+            raise ValueError(f"text_config.model_type is {kind!r}; only models with 'llama' can be converted")
 
     def set_vocab(self) -> None:
         super().set_vocab()
