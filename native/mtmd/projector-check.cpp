@@ -389,6 +389,7 @@ struct checker {
     void onevision() {
         side();
         embedding(false);
+        tensor(VECTOR, TN_CLASS_EMBD, { E }, false);
         if (const auto * pos = typed(VECTOR, "v.position_embd.weight", false)) {
             tensor(VECTOR, "v.position_embd.weight", { E, pos->ne[1] });
         }
@@ -431,6 +432,7 @@ struct checker {
             case PROJECTOR_TYPE_INTERNVL:        sizes(); internvl();  break;
             case PROJECTOR_TYPE_IDEFICS3:        sizes(); idefics3();  break;
             case PROJECTOR_TYPE_MLP:             sizes(); llava();     break;
+            case PROJECTOR_TYPE_LLAVA_NEXT:
             case PROJECTOR_TYPE_LLAVA_ONEVISION: sizes(); onevision(); break;
             default:
                 number("clip.vision.embedding_length", 1, MAX_EMBD);

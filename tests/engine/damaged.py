@@ -25,6 +25,7 @@ PROJECTORS = (
     "qwen3vl_merger",
     "internvl",
     "idefics3",
+    "llava_next",
     "llava_onevision",
     "gemma3",
     "?",

@@ -172,6 +172,7 @@ def test_smolvlm_chat_template(tmp_path: Path, opened: Opened) -> None:
         ("llava llama", "vision_config.hidden_act", "gelu"),
         ("internvl-hf qwen2", "vision_feature_layer", -2),
         ("internvl-hf qwen2", "vision_config.use_qk_norm", True),
+        ("llava-next", "vision_feature_select_strategy", "full"),
         ("smolvlm", "vision_config.hidden_act", "quick_gelu"),
         ("smolvlm", "scale_factor", 3),
         ("smolvlm", "text_config.model_type", "mistral"),

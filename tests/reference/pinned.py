@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VENDOR = ROOT / "vendor" / "llama.cpp"
 
 # Modules that register classes for what the pinned converter does not know
-OURS = tuple(f"pyaircache.convert.families.{name}" for name in ("idefics3", "internvl", "llava"))
+OURS = tuple(f"pyaircache.convert.families.{name}" for name in ("idefics3", "internvl", "llava", "llava_next"))
 
 
 def convert(hf_dir: Path) -> tuple[Path, Path]:

@@ -61,6 +61,7 @@ class TinyVlm(ABC):
 
     around = ("", "")  # what the family puts around an image
     names = ("pixel_values",)  # of what the processor says about pictures
+    rounds = True  # whether ggml's graph rounds as `vlm.ggml_rounding` does
 
     def __init__(self, model: PreTrainedModel, folder: Path, processor: Any, seed: int = 0) -> None:
         model.set_attn_implementation("eager")
