@@ -10,9 +10,9 @@ A family the converter lacks is a module of this package, with classes that regi
     @ModelBase.register("NameInConfigJson")
     class NameModel(MmprojModel): ...
 
-A class of a language model with ``of_whole = True`` is taken for that name whatever the configuration inside says. These
-modules are imported after the converter's own one for the architecture, so they go before it. They are imported here
-only, where ``conversion`` and ``gguf`` are the pinned ones.
+A class of a language model with ``of_whole = True`` is taken for that name, whatever the configuration inside says.
+These modules are imported after the converter's own one for the architecture, so they go before it. They are imported
+here only, where ``conversion`` and ``gguf`` are the pinned ones.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A small random LLaVA-NeXT: CLIP's tower on a stretched picture and on tiles, rows across the tiles with a newline each
-and without their padding, and Mistral as text model."""
+"""A small random LLaVA-NeXT: CLIP's tower on a stretched picture and on tiles, rows across the tiles with a newline
+each and without their padding, and Mistral as text model."""
 
 from __future__ import annotations
 
