@@ -178,7 +178,7 @@ def test_nothing_is_cut_at_a_nul(server: words.Server, part: str, text: str) -> 
 
 
 @pytest.mark.parametrize("part", PARTS)
-@settings(max_examples=40)
+@settings(max_examples=24)
 @given(text=TEXTS)
 def test_made_up_texts(server: words.Server, part: str, text: str) -> None:
     agree(server, part, text)
