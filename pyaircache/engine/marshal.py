@@ -14,7 +14,7 @@ from ..checks import shown, whole
 from ..errors import ArgumentError
 from ..spans import Size
 from . import log
-from .structs import EngineMethod
+from .structs import Compression, EngineMethod, Scores
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -69,6 +69,31 @@ def struct_fields(ffi: Any, struct: Any, cls: type, **ready: Any) -> dict[str, A
             value = getattr(struct, field.name)
             values[field.name] = text(ffi, value) if isinstance(value, ffi.CData) else value
     return values
+
+
+def scores_of(ffi: Any, out: Any) -> Scores:
+    """A ``struct pac_scores`` as `Scores`."""
+    layers, visual = out.n_layers, out.n_visual
+    sizes = array(ffi, out.n_elite, layers, np.int32)
+    return Scores(
+        scores=array(ffi, out.scores, layers * visual, np.float32).reshape(layers, visual),
+        elite=split(array(ffi, out.elite, int(sizes.sum()), np.int32), sizes),
+        alive=array(ffi, out.alive, layers, np.float64),
+        ms=out.ms,
+    )
+
+
+def compression_of(ffi: Any, out: Any) -> Compression:
+    """A ``struct pac_compression`` as `Compression`."""
+    layers = out.n_layers
+    budgets = array(ffi, out.budgets, layers, np.int32)
+    ready = {
+        "budgets": budgets,
+        "kept": split(array(ffi, out.kept, int(budgets.sum()), np.int32), budgets),
+        "strength": array(ffi, out.strength, layers, np.float64),
+        "skewness": array(ffi, out.skewness, layers, np.float64),
+    }
+    return Compression(**struct_fields(ffi, out, Compression, **ready))
 
 
 def int32(name: str, value: object) -> int:
