@@ -129,5 +129,7 @@ private:
     void decode_media(const pac_chunk & c, const pac_embeddings & embd, const std::function<void(int32_t)> & done);
 };
 
+ggml_type pac_cache_type(const char * name); // null: f16; throws when it is none of those that are supported
+
 size_t pac_text_length(const char * text); // throws when it is longer than what is taken
 std::vector<llama_token> pac_tokenize_text(const llama_vocab * vocab, const char * text, bool add_special, bool parse_special);
