@@ -149,6 +149,7 @@ struct pac_bench_info pac_bench::info() const {
     res.n_text      = params.n_prompt - n_visual;
     res.n_batch     = params.n_batch;
     res.n_threads   = params.n_threads;
+    res.n_devices   = llama_model_n_devices(model->weights.get());
     res.model_bytes = llama_model_size(model->weights.get());
     res.step_bytes  = res.model_bytes - model->embedding_bytes;
 

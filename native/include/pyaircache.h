@@ -423,6 +423,7 @@ struct pac_bench_info {
     int32_t n_text;
     int32_t n_batch;
     int32_t n_threads;
+    int32_t n_devices;        // that the weights lie on; 0: the CPU
     int64_t model_bytes;      // of the weights
     int64_t step_bytes;       // of those that one step reads: an embedding matrix that is not the output's, too, is left out
     int64_t kv_bytes_per_token; // all layers, K and V
@@ -461,7 +462,7 @@ PAC_API int32_t pac_bench_clear(pac_bench * bench);
 PAC_API int32_t pac_bench_cancel(pac_bench * bench);
 
 // Bytes per second that a copy of `bytes` bytes moves (read and written: twice as many), on the device that the model's last
-// layer lies on, best of some. n_threads as above.
+// layer lies on, best of eight. n_threads as above; of one thread of a CPU its own time counts, whatever else runs there.
 PAC_API int32_t pac_bench_copy(pac_model * model, int64_t bytes, int32_t n_threads, double * bytes_per_second);
 
 // cffi-end

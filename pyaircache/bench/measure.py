@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +50,21 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class CpuTimes:
+    """Milliseconds of one case in which the process ran.
+
+    Attributes:
+        fill: Of each conversation's prompt.
+        compress: Of each one's scores and eviction.
+        steps: Of each step.
+    """
+
+    fill: list[float]
+    compress: list[float]
+    steps: list[float]
+
+
+@dataclass(frozen=True)
 class Times:
     """Milliseconds of one case.
 
@@ -56,12 +73,14 @@ class Times:
         score: Of each one's scores, budgets and kept sets; empty for a full cache.
         evict: Of each one's eviction; likewise.
         steps: Of each step.
+        cpu: The process's own, on all its threads.
     """
 
     fill: list[float]
     score: list[float]
     evict: list[float]
     steps: list[float]
+    cpu: CpuTimes
 
 
 @dataclass(frozen=True)
@@ -140,16 +159,18 @@ def _measure(
         "cache_type_v": case.cache.type,
         "flash_attn": settings.flash_attn,
     }
-    times = Times([], [], [], [])
+    times = Times([], [], [], [], CpuTimes([], [], []))
     with Bench(model, **options) as bench:
         running(bench)
         try:
             for seq in range(case.batch):
                 on_progress(case, "fill", seq, case.batch)
                 seed = 1000 * case.round + seq
-                times.fill.append(bench.fill(seq, computed=settings.computed, observe=method, seed=seed))
+                with _cpu(times.cpu.fill):
+                    times.fill.append(bench.fill(seq, computed=settings.computed, observe=method, seed=seed))
                 if method is not None:
-                    score, evict = bench.evict(seq, method, seed=seed)
+                    with _cpu(times.cpu.compress):
+                        score, evict = bench.evict(seq, method, seed=seed)
                     times.score.append(score)
                     times.evict.append(evict)
             for _ in range(WARM_UP):
@@ -157,10 +178,18 @@ def _measure(
             stats, after = bench.stats(), rss()
             for i in range(settings.n_decode):
                 on_progress(case, "decode", i, settings.n_decode)
-                times.steps.append(bench.step())
+                with _cpu(times.cpu.steps):
+                    times.steps.append(bench.step())
             return Measured(case, times, bench.info(), stats, after, before)
         finally:
             running(None)
+
+
+@contextlib.contextmanager
+def _cpu(out: list[float]) -> Iterator[None]:
+    started = time.process_time()
+    yield
+    out.append(1e3 * (time.process_time() - started))
 
 
 def _check_room(model: EngineModel, case: Case, settings: Settings, row: dict[str, int]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .grid import short
-from .results import Line, medians
+from .results import Line, medians, speed
 
 HEAD = (
     "model", "B", "prompt", "full tokens/s", "keep 0.5", "keep 0.1", "ours: full", "keep 0.5", "keep 0.1",
@@ -32,7 +32,7 @@ def rows(lines: Iterable[Line], *, whole: bool = False) -> list[list[str]]:
         whole: Also their rows that have no counterpart in what was measured.
     """
     ours = {
-        (one["model"].lower(), one["pl"], one["pp"], one["keep"]): one["speed_tg"]
+        (one["model"].lower(), one["pl"], one["pp"], one["keep"]): speed(one)
         for one in medians(lines)
         if one["type_k"] == "f16"
     }

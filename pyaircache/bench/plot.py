@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ArgumentError
 from .grid import Cache, short
-from .results import Line, medians
+from .results import Line, medians, speed
 
 INSTALL = "pip install 'pyaircache[bench]'"
 
@@ -45,13 +45,13 @@ def draw(lines: Iterable[Line], path: Path) -> None:
         2, len(groups), figsize=(3.2 * len(groups) + 1, 5.6), layout="constrained", squeeze=False, sharex=True
     )
     for column, (prompt, caches) in enumerate(groups.items()):
-        speed, memory = axes[0][column], axes[1][column]
+        rates, memory = axes[0][column], axes[1][column]
         for name, points in caches.items():
             batches = [one["pl"] for one in points]
             style = "--" if ":" in name else "-"
-            speed.plot(batches, [one["speed_tg"] for one in points], style, marker="o", label=name)
+            rates.plot(batches, [speed(one) for one in points], style, marker="o", label=name)
             memory.plot(batches, [one["kv_bytes_resident"] / 1e9 for one in points], style, marker="o")
-        speed.set_title(f"{short(prompt)} tokens each")
+        rates.set_title(f"{short(prompt)} tokens each")
         memory.set_xlabel("conversations")
     axes[0][0].set_ylabel("tokens/s, all together")
     axes[1][0].set_ylabel("KV cache in RAM, GB")

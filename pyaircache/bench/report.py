@@ -83,7 +83,8 @@ def _head(lines: Sequence[Line]) -> Iterator[str]:
         f"{first['model']}, weights {first['model_bytes'] / 1e6:,.0f} MB, {first['prefill']} prefill, "
         f"{first['tg']} steps timed; {first['date']}, engine {first['engine']}"
     )
+    own = ", times of its own" if first["alone"] else ""
     yield (
-        f"{first['cpu']}, {first['cores']} cores{busy}, {first['n_threads']} threads; a copy moves "
+        f"{first['cpu']}, {first['cores']} cores{busy}, {first['n_threads']} threads{own}; a copy moves "
         f"{first['copy_bytes_per_second'] / 1e9:.1f} GB/s"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .grid import Cache, short
 from .measure import Measured, Settings
@@ -33,7 +33,7 @@ def line(measured: Measured, settings: Settings, bandwidth: float) -> Line:
     t_pp = sum(times.fill) / 1e3 if settings.computed else None
     t_tg = sum(times.steps) / 1e3
     t = None if t_pp is None else t_pp + t_tg
-    extra = [score + evict for score, evict in zip(times.score, times.evict, strict=True)] or [0.0] * pl
+    compress_ms = (sum(times.score) + sum(times.evict)) / pl
     step_ms = statistics.median(times.steps)
     roofline_ms = (info.step_bytes + stats.kv_bytes) / bandwidth * 1e3
     return {
@@ -67,10 +67,14 @@ def line(measured: Measured, settings: Settings, bandwidth: float) -> Line:
         "n_visual": info.n_visual,
         "score_ms": sum(times.score) / pl,
         "evict_ms": sum(times.evict) / pl,
-        "first_token_ms": None if t_pp is None else 1e3 * t_pp / pl + sum(extra) / pl,
+        "first_token_ms": None if t_pp is None else 1e3 * t_pp / pl + compress_ms,
         "step_ms": step_ms,
         "step_ms_min": min(times.steps),
         "step_ms_max": max(times.steps),
+        "cpu_fill_ms": sum(times.cpu.fill) / pl if settings.computed else None,
+        "cpu_compress_ms": sum(times.cpu.compress) / pl,
+        "cpu_step_ms": statistics.median(times.cpu.steps),
+        "alone": info.n_threads == 1 and info.n_devices == 0,
         "kv_bytes_read": stats.kv_bytes,
         "kv_bytes_allocated": stats.kv_bytes_allocated,
         "kv_bytes_resident": stats.kv_bytes_resident,
@@ -82,8 +86,34 @@ def line(measured: Measured, settings: Settings, bandwidth: float) -> Line:
         "n_fit": fitting(measured, settings.memory_bytes),
         "copy_bytes_per_second": bandwidth,
         "roofline_ms": roofline_ms,
-        "roofline_share": roofline_ms / step_ms,
     }
+
+
+class Own(NamedTuple):
+    """Milliseconds of a line that are shown.
+
+    On one thread of a CPU the process's own time, which is that of an idle machine, however busy this one is; else that
+    of the clock on the wall.
+    """
+
+    first_token: float | None
+    """Of one prompt: prefill, scores and eviction; None where it was not computed."""
+    compress: float
+    """Of one prompt: scores and eviction."""
+    step: float
+
+    @staticmethod
+    def of(one: Line) -> Own:
+        """Those of a line."""
+        if not one["alone"]:
+            return Own(one["first_token_ms"], one["score_ms"] + one["evict_ms"], one["step_ms"])
+        fill, compress = one["cpu_fill_ms"], one["cpu_compress_ms"]
+        return Own(None if fill is None else fill + compress, compress, one["cpu_step_ms"])
+
+
+def speed(one: Line) -> float:
+    """Tokens per second of all conversations together."""
+    return one["pl"] / Own.of(one).step * 1e3
 
 
 def fitting(measured: Measured, memory_bytes: int) -> int:
@@ -121,17 +151,17 @@ def overheads(lines: Iterable[Line]) -> dict[tuple[Any, ...], float]:
 
     By (batch, prompt, cache's type, keep).
     """
-    plain: dict[tuple[Any, ...], float] = {}
+    plain: dict[tuple[Any, ...], float | None] = {}
     found: dict[tuple[Any, ...], list[float]] = {}
     lines = [one for one in lines if one["t_pp"] is not None]
     for one in lines:
         if one["keep"] == 1:
-            plain[_place(one, "type_k", "round")] = one["first_token_ms"]
+            plain[_place(one, "type_k", "round")] = Own.of(one).first_token
     for one in lines:
         base = plain.get(_place(one, "type_k", "round"))
         if one["keep"] != 1 and base:
             key = (one["pl"], one["pp"], one["type_k"], one["keep"])
-            found.setdefault(key, []).append(one["first_token_ms"] / base - 1)
+            found.setdefault(key, []).append((Own.of(one).first_token or 0) / base - 1)
     return {key: statistics.median(values) for key, values in found.items()}
 
 
@@ -152,7 +182,7 @@ def rows(lines: Iterable[Line]) -> list[list[str]]:
     out = [list(HEAD)]
     first: dict[tuple[Any, ...], float] = {}
     for one in medians(lines):
-        base = first.setdefault(_place(one), one["speed_tg"])
+        own, base = Own.of(one), first.setdefault(_place(one), speed(one))
         overhead = added.get((one["pl"], one["pp"], one["type_k"], one["keep"]))
         cache = Cache(one["type_k"], one["keep"])
         out.append(
@@ -160,13 +190,13 @@ def rows(lines: Iterable[Line]) -> list[list[str]]:
                 str(one["pl"]),
                 short(one["pp"]),
                 str(cache),
-                _number(one["first_token_ms"], ",.0f"),
+                _number(own.first_token, ",.0f"),
                 "" if overhead is None else f"{overhead:+.1%}",
-                "" if cache.full else f"{one['score_ms']:.1f} + {one['evict_ms']:.1f}",
-                f"{one['step_ms']:,.1f}",
-                f"{one['speed_tg']:,.1f}",
-                f"{one['speed_tg'] / base:.2f}",
-                f"{one['roofline_share']:.0%}",
+                "" if cache.full else f"{own.compress:,.1f}",
+                f"{own.step:,.1f}",
+                f"{speed(one):,.1f}",
+                f"{speed(one) / base:.2f}",
+                f"{one['roofline_ms'] / own.step:.0%}",
                 *(_number(one[name], ",.0f", 1e6) for name in _BYTES),
                 str(one["n_fit"]),
             ]

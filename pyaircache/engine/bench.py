@@ -30,6 +30,7 @@ class BenchInfo:
         n_text: Its text tokens.
         n_batch: Tokens a call of a computed prefill.
         n_threads: CPU threads.
+        n_devices: That the weights lie on; 0: the CPU.
         model_bytes: Of the weights.
         step_bytes: Of those that one step reads.
         kv_bytes_per_token: All layers, K and V.
@@ -41,6 +42,7 @@ class BenchInfo:
     n_text: int
     n_batch: int
     n_threads: int
+    n_devices: int
     model_bytes: int
     step_bytes: int
     kv_bytes_per_token: int

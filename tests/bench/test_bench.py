@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from pyaircache.bench import grid, measure, paper, report, results
 from pyaircache.bench.grid import Cache, Case
-from pyaircache.bench.measure import Measured, Settings, Times
+from pyaircache.bench.measure import CpuTimes, Measured, Settings, Times
 from pyaircache.bench.shapes import SHAPES
 from pyaircache.cli import bench as command
 from pyaircache.cli import main
@@ -96,12 +96,14 @@ def test_shapes_have_the_parameters_of_the_real_models() -> None:
 
 def measured(cache: Cache, steps: list[float], *, fill: float = 100, resident: int = 40, batch: int = 8) -> Measured:
     info = BenchInfo(
-        n_layers=2, n_ctx=5000, n_visual=2000, n_text=48, n_batch=512, n_threads=1, model_bytes=100, step_bytes=90,
-        kv_bytes_per_token=1,
+        n_layers=2, n_ctx=5000, n_visual=2000, n_text=48, n_batch=512, n_threads=2, n_devices=0, model_bytes=100,
+        step_bytes=90, kv_bytes_per_token=1,
     )  # fmt: skip
     extra = [] if cache.full else [1.0] * batch
+    cpu = CpuTimes([fill / 2] * batch, extra, [step / 2 for step in steps])
+    times = Times([fill] * batch, extra, extra, steps, cpu)
     stats = BenchStats(resident, 5000, resident, 10, 0)
-    return Measured(Case(batch, 2048, cache, 0), Times([fill] * batch, extra, extra, steps), info, stats, 700, 600)
+    return Measured(Case(batch, 2048, cache, 0), times, info, stats, 700, 600)
 
 
 def line(*args: Any, settings: Settings = SETTINGS, **options: Any) -> dict[str, Any]:
@@ -117,6 +119,7 @@ def test_lines_have_the_names_of_batched_bench() -> None:
     assert one["t_pp"] is one["speed_pp"] is one["t"] is one["first_token_ms"] is None
     assert one["roofline_ms"] == pytest.approx((90 + 40) / 1000 * 1e3)
     assert one["rss_context_bytes"] == 100
+    assert (results.Own.of(one).step, results.Own.of(one | {"alone": True}).step) == (20, 10)
     json.dumps(one)
 
 
