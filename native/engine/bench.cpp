@@ -165,12 +165,15 @@ struct pac_bench_stats pac_bench::stats() const {
         auto stats = llama_aircache_stats_empty();
         pac_check(llama_aircache_stats(ctx.get(), s, &stats));
         res.kv_bytes += stats.kv_bytes;
+
+        auto bytes = llama_aircache_bytes_empty();
+        pac_check(llama_aircache_memory(ctx.get(), s, &bytes));
+        res.kv_bytes_reserved  += bytes.reserved;
+        res.kv_bytes_allocated += bytes.allocated;
     }
     for (const auto & [_, part] : llama_get_memory_breakdown(ctx.get())) {
-        res.kv_bytes_allocated += part.context;
-        res.compute_bytes      += part.compute;
+        res.compute_bytes += part.compute;
     }
-    pac_check(llama_aircache_resident(ctx.get(), &res.kv_bytes_resident));
     res.n_graphs_reused = llama_perf_context(ctx.get()).n_reused;
     return res;
 }
@@ -319,6 +322,10 @@ void pac_bench::evict(int32_t seq, const pac_method & method, uint32_t seed, dou
     }
     t_start = ggml_time_us();
     pac_check(llama_aircache_evict(ctx.get(), seq, budgets.data(), kept.data(), m.merge, /*mask_only =*/ false));
+    conversations[seq].compressed = true;
+    if (std::all_of(conversations.begin(), conversations.end(), [](const auto & c) { return c.compressed; })) {
+        pac_check(llama_aircache_resize(ctx.get(), 0)); // smaller buffers on a device; pages go by themselves
+    }
     ms_evict = ms_since(t_start);
 }
 

@@ -30,9 +30,10 @@ struct pac_bench {
 
 private:
     struct conversation {
-        bool        filled = false;
-        llama_token next   = 0; // to be decoded
-        int32_t     n_decoded = 0;
+        bool        filled     = false;
+        bool        compressed = false;
+        llama_token next       = 0; // to be decoded
+        int32_t     n_decoded  = 0;
     };
 
     void lay_out();

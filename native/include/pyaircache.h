@@ -49,6 +49,7 @@ extern "C" {
 
 typedef struct pac_model  pac_model;
 typedef struct pac_engine pac_engine;
+typedef struct pac_pool   pac_pool;
 
 enum pac_status {
     PAC_OK              =   0,
@@ -142,6 +143,8 @@ struct pac_engine_params {
     const char * cache_type_v;
     int32_t      flash_attn;   // of the text model: -1 auto, 0 off, 1 on
     bool         keep_embeddings; // for pac_image_embeddings
+    bool         resize_kv;    // on devices, with one sequence: make K and V anew, as large as needed, after a compression and before
+                               // a prompt. Elsewhere memory comes and goes by pages. True by default
 };
 PAC_API struct pac_engine_params pac_engine_default_params(void);
 
@@ -244,10 +247,11 @@ PAC_API struct pac_method pac_method_default(void);
 PAC_API const char * pac_method_name(int32_t index);
 PAC_API int32_t      pac_method_by_name(const char * name, struct pac_method * out);
 
-// The parts of a method in words, the same for llama-server's flags and request fields, for the command line and for Python;
-// docs/methods.md has the grammar. Parts: keep, window, alpha, score, keys, pool, allocation, merge, uniform_share, last_term,
-// value_norm, diversity, min_keep, rank, seed, and method: a name, all parts but keep.
-PAC_API const char * pac_method_part(int32_t index); // 0, 1, ... until NULL
+// The parts of a method in words, the same for llama-server's flags and request fields, for the command line and for Python:
+// docs/methods.md. "method" is a name and sets all parts but keep. Each with one word for its values, and a line of help.
+PAC_API const char * pac_method_part     (int32_t index); // 0, 1, ... until NULL
+PAC_API const char * pac_method_part_hint(int32_t index);
+PAC_API const char * pac_method_part_help(int32_t index);
 // Reads text, e.g. "window", "elite:0.5:last". On failure (PAC_ERR_ARGUMENT) the method is as it was; the message begins with
 // the part and says what it may be.
 PAC_API int32_t      pac_method_set(struct pac_method * method, const char * part, const char * text);
@@ -383,13 +387,39 @@ struct pac_stats {
     int32_t n_graphs_reused;
     int32_t n_decodes;      // graph evaluations since the last pac_prompt
     int64_t kv_bytes;       // bytes that attention reads: sum over layers of their cells * row bytes
-    int64_t kv_bytes_allocated; // of all cells of the context, in use or not
-    int64_t kv_bytes_resident;  // of them in RAM, by pages: on Linux and the CPU they come with use and go with evicted cells
+    int64_t kv_bytes_reserved;  // of all cells of the context, in use or not
+    int64_t kv_bytes_allocated; // memory taken for them: on Linux and the CPU pages that hold something, elsewhere buffers
 };
 PAC_API int32_t pac_engine_stats(const pac_engine * engine, struct pac_stats * out);
 
 // Forgets the conversation.
 PAC_API int32_t pac_reset(pac_engine * engine);
+
+//
+// pool
+//
+
+// Several conversations on one context, each with n_ctx cells of its own: their tokens are decoded together, and so the
+// weights are read once for all of them. n_engines: 1 to 256. The cache takes n_engines * n_ctx cells.
+PAC_API int32_t pac_pool_new (pac_model * model, const struct pac_engine_params * params, int32_t n_engines, pac_pool ** out);
+// Gives up the caller's hold: the context is gone when the last engine of the pool is freed.
+PAC_API void    pac_pool_free(pac_pool * pool);
+
+// An engine of the pool, for all the calls above; to be freed with pac_engine_free. PAC_ERR_STATE: all n_engines are there.
+// Engines of one pool may be used by different threads, as others may, but their computations wait for one another, in the
+// order of coming. pac_prompt gives way to them after every n_ubatch tokens, and while an image is encoded.
+PAC_API int32_t pac_pool_engine(pac_pool * pool, pac_engine ** out);
+
+struct pac_step {
+    pac_engine * engine;
+    int32_t      token;
+    int32_t      status;  // filled in: as of pac_decode
+    const char * message; // filled in: of an error, else ""; the engine's, until its next step
+};
+// pac_decode for several engines of a pool at once. What fails for one of them, and pac_cancel, concern that one alone; an
+// evaluation that fails for all is made again for each by itself. A step under way is finished in spite of pac_cancel,
+// unless all are cancelled. Fails as a whole, and nothing has changed, when an engine is NULL, of another pool, or there twice.
+PAC_API int32_t pac_pool_decode(pac_pool * pool, struct pac_step * steps, int32_t n_steps);
 
 //
 // measuring (pyaircache bench)
@@ -448,8 +478,8 @@ PAC_API int32_t pac_bench_step(pac_bench * bench, double * ms);
 
 struct pac_bench_stats {
     int64_t kv_bytes;           // that attention reads in a step: sum over conversations and layers of their cells * row bytes
-    int64_t kv_bytes_allocated; // that the cache's buffers take
-    int64_t kv_bytes_resident;  // of them in RAM, by pages
+    int64_t kv_bytes_reserved;  // as in pac_stats, and so the next
+    int64_t kv_bytes_allocated;
     int64_t compute_bytes;      // that the graphs' buffers take
     int32_t n_graphs_reused;
 };

@@ -1,4 +1,4 @@
-"""A picture of what was measured: tokens per second and bytes in RAM against the number of conversations."""
+"""A picture of what was measured: tokens per second and bytes of the cache against the number of conversations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _pyplot() -> Any:
 
 
 def draw(lines: Iterable[Line], path: Path) -> None:
-    """Draws a column a prompt length: tokens per second above, bytes of the cache in RAM below.
+    """Draws a column a prompt length: tokens per second above, bytes allocated for the cache below.
 
     Raises:
         ArgumentError: matplotlib is missing.
@@ -50,11 +50,11 @@ def draw(lines: Iterable[Line], path: Path) -> None:
             batches = [one["pl"] for one in points]
             style = "--" if ":" in name else "-"
             rates.plot(batches, [speed(one) for one in points], style, marker="o", label=name)
-            memory.plot(batches, [one["kv_bytes_resident"] / 1e9 for one in points], style, marker="o")
+            memory.plot(batches, [one["kv_bytes_allocated"] / 1e9 for one in points], style, marker="o")
         rates.set_title(f"{short(prompt)} tokens each")
         memory.set_xlabel("conversations")
     axes[0][0].set_ylabel("tokens/s, all together")
-    axes[1][0].set_ylabel("KV cache in RAM, GB")
+    axes[1][0].set_ylabel("KV cache allocated, GB")
     axes[0][0].legend(fontsize="small")
     for one in axes.flat:
         one.set_ylim(bottom=0)

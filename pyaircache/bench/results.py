@@ -76,8 +76,8 @@ def line(measured: Measured, settings: Settings, bandwidth: float) -> Line:
         "cpu_step_ms": statistics.median(times.cpu.steps),
         "alone": info.n_threads == 1 and info.n_devices == 0,
         "kv_bytes_read": stats.kv_bytes,
+        "kv_bytes_reserved": stats.kv_bytes_reserved,
         "kv_bytes_allocated": stats.kv_bytes_allocated,
-        "kv_bytes_resident": stats.kv_bytes_resident,
         "compute_bytes": stats.compute_bytes,
         "model_bytes": info.model_bytes,
         "rss_bytes": measured.rss or None,
@@ -117,12 +117,12 @@ def speed(one: Line) -> float:
 
 
 def fitting(measured: Measured, memory_bytes: int) -> int:
-    """How many such conversations fit: beside weights and graphs, each with its cache's bytes in RAM.
+    """How many such conversations fit: beside weights and graphs, each with the bytes allocated for it.
 
     The newest one has its whole prompt until it is compressed.
     """
     stats, pl = measured.stats, measured.case.batch
-    each = stats.kv_bytes_resident / pl
+    each = stats.kv_bytes_allocated / pl
     whole = max(each, measured.case.prompt * measured.info.kv_bytes_per_token)
     left = memory_bytes - measured.info.model_bytes - stats.compute_bytes - (whole - each)
     return max(0, int(left // each)) if each else 0
@@ -171,7 +171,7 @@ def overheads(lines: Iterable[Line]) -> dict[tuple[Any, ...], float]:
 
 HEAD = (
     "B", "prompt", "cache", "first token ms", "overhead", "score + evict ms", "ms a step", "tokens/s", "by the first",
-    "roofline", "KV read MB", "allocated", "in RAM", "RSS", "fit",
+    "roofline", "KV read MB", "reserved", "allocated", "RSS", "fit",
 )  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def rows(lines: Iterable[Line]) -> list[list[str]]:
     return out
 
 
-_BYTES = ("kv_bytes_read", "kv_bytes_allocated", "kv_bytes_resident", "rss_bytes")
+_BYTES = ("kv_bytes_read", "kv_bytes_reserved", "kv_bytes_allocated", "rss_bytes")
 
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:

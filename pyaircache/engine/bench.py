@@ -54,15 +54,15 @@ class BenchStats:
 
     Attributes:
         kv_bytes: That attention reads in a step.
-        kv_bytes_allocated: That the cache's buffers take.
-        kv_bytes_resident: Of them in RAM, by pages.
+        kv_bytes_reserved: Of all cells, in use or not: what stock llama.cpp allocates.
+        kv_bytes_allocated: Memory taken for them: on Linux and the CPU pages that hold something, elsewhere buffers.
         compute_bytes: That the graphs' buffers take.
         n_graphs_reused: Graphs that were not built anew.
     """
 
     kv_bytes: int
+    kv_bytes_reserved: int
     kv_bytes_allocated: int
-    kv_bytes_resident: int
     compute_bytes: int
     n_graphs_reused: int
 
