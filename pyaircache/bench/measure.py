@@ -13,6 +13,7 @@ from ..engine.bench import Bench, BenchInfo, BenchStats
 from ..engine.model import EngineModel
 from ..engine.selection import named_methods
 from ..errors import OutOfMemoryError
+from ..report.process import process_memory
 from .grid import Case
 
 WARM_UP = 2  # steps that are not timed: the first ones build graphs
@@ -147,7 +148,7 @@ def _measure(
     on_progress: Progress,
     running: Callable[[Bench | None], object],
 ) -> Measured:
-    before = rss()
+    before, _ = process_memory()
     method = None if case.cache.full else replace(named_methods()[settings.method], keep=case.cache.keep)
     options: dict[str, Any] = {
         "n_seqs": case.batch,
@@ -175,7 +176,7 @@ def _measure(
                     times.evict.append(evict)
             for _ in range(WARM_UP):
                 bench.step()
-            stats, after = bench.stats(), rss()
+            stats, (after, _) = bench.stats(), process_memory()
             for i in range(settings.n_decode):
                 on_progress(case, "decode", i, settings.n_decode)
                 with _cpu(times.cpu.steps):
@@ -203,19 +204,10 @@ def _check_room(model: EngineModel, case: Case, settings: Settings, row: dict[st
         raise OutOfMemoryError(f"the cache needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
-def rss() -> int:
-    """Bytes of this process in RAM (VmRSS); 0 where the system does not tell."""
-    return _kilobytes("/proc/self/status", "VmRSS:")
-
-
 def available() -> int:
     """Bytes of RAM that are free for a new allocation (MemAvailable); 0 where the system does not tell."""
-    return _kilobytes("/proc/meminfo", "MemAvailable:")
-
-
-def _kilobytes(path: str, name: str) -> int:
     try:
-        lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
