@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import between, flag, shown
 from ..errors import ArgumentError, StateError
 from ..spans import Size, Span
 from . import fork, library
@@ -184,11 +185,14 @@ class Engine:
         items = ffi.new("struct pac_message[]", max(len(messages), 1))
         keep_alive = []
         for i, message in enumerate(messages):
+            if not isinstance(message, Message):
+                raise ArgumentError(f"messages must be Message objects, got {shown(message)}")
             role, content = ffi.new("char[]", utf8(message.role)), ffi.new("char[]", utf8(message.content))
             keep_alive += [role, content]
             items[i].role, items[i].content = role, content
         out = ffi.new("char **")
-        check(self._lib.pac_apply_template(self._engine, items, len(messages), add_generation_prompt, out))
+        prompt = flag("add_generation_prompt", add_generation_prompt)
+        check(self._lib.pac_apply_template(self._engine, items, len(messages), prompt, out))
         try:
             return text(ffi, out[0])
         finally:
@@ -280,13 +284,15 @@ class Engine:
         flat = np.concatenate(layers) if layers else np.empty(0, np.int32)
         out = self._ffi.new("struct pac_compression *")
         arrays = (self._ffi.from_buffer("int32_t[]", values) for values in (budgets, flat))
-        check(self._lib.pac_evict(self._engine, *arrays, merge, mask_only, out))
+        share, hidden = between("merge", merge, 0.0, 1.0), flag("mask_only", mask_only)
+        check(self._lib.pac_evict(self._engine, *arrays, share, hidden, out))
         return self._compression(out)
 
     def compress(self, method: EngineMethod, mask_only: bool = False) -> tuple[Scores, Compression]:
         """Scores, allocates, selects and evicts (docs/method.md, sections 1 to 3)."""
         scores, out = self._ffi.new("struct pac_scores *"), self._ffi.new("struct pac_compression *")
-        check(self._lib.pac_compress(self._engine, self._method(method), mask_only, scores, out))
+        hidden = flag("mask_only", mask_only)
+        check(self._lib.pac_compress(self._engine, self._method(method), hidden, scores, out))
         return self._scores(scores), self._compression(out)
 
     def _method(self, method: EngineMethod) -> Any:
@@ -368,7 +374,7 @@ class Engine:
 
     def tokenize(self, text: str, special: bool = False) -> NDArray[np.int32]:
         """Token ids of a text: int32 [n]. special: control tokens like ``<|im_end|>`` are recognised."""
-        data = utf8(text)
+        data, special = utf8(text), flag("special", special)
         count = check(self._lib.pac_tokenize(self._engine, data, special, self._ffi.NULL, 0))
         ids = self._ffi.new("int32_t[]", max(count, 1))
         check(self._lib.pac_tokenize(self._engine, data, special, ids, count))
@@ -376,8 +382,8 @@ class Engine:
 
     def token_bytes(self, token: int, special: bool = False) -> bytes:
         """Text of a token; may end inside a UTF-8 sequence. special: control tokens have their name, else none."""
-        buffer = self._ffi.new("char[]", _TOKEN_BYTES)
-        count = check(self._lib.pac_token_bytes(self._engine, int32("token", token), special, buffer, _TOKEN_BYTES))
+        buffer, id_, special = self._ffi.new("char[]", _TOKEN_BYTES), int32("token", token), flag("special", special)
+        count = check(self._lib.pac_token_bytes(self._engine, id_, special, buffer, _TOKEN_BYTES))
         return bytes(self._ffi.buffer(buffer, count))
 
     def decode(self, token: int) -> None:
