@@ -313,7 +313,7 @@ class Chat(Asking, AskingMany):
     def _many(self, items: Iterable[Item], n_parallel: int, n_ctx: int | None, options: AskOptions) -> Many:
         fork.check(self._pid)
         self._refuse_closed()
-        cells = self.info.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 1, 2**31 - 1)
+        cells = self.info.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 0, 2**31 - 1)
         settings = Settings(self.model, self._options, self._image_urls, self._engine_options, cells)
         run = Many(settings, items, n_parallel, options)
         self._runs.add(run)

@@ -297,7 +297,7 @@ class AskingMany:
             items: Each is (image, question), as for `ask`, or a mapping with ``image``, ``question`` and any of the
                 options below for this one alone. They are taken one by one, as others are done.
             n_parallel: Questions at the same time, 1 to 256. The KV cache takes so many times the context window.
-            n_ctx: Context window of each in tokens; None: the Chat's own.
+            n_ctx: Context window of each in tokens; None: the Chat's own; 0: the model's own, at most 32768.
             options: Those of `AskOptions`, for all of them. Nobody waits here: ``timeout`` has no effect.
 
         Yields:

@@ -144,7 +144,7 @@ def test_wrong_options_of_all(chat: Chat, pools: list[FakePool]) -> None:
     for options, words in (
         ({"n_parallel": 0}, "n_parallel"),
         ({"n_parallel": 257}, "n_parallel"),
-        ({"n_ctx": 0}, "n_ctx"),
+        ({"n_ctx": -1}, "n_ctx"),
         ({"keep": 2}, "keep"),
         ({"on_progress": 1}, "on_progress"),
     ):
