@@ -36,9 +36,18 @@ CHAPTERS = {
 LOW_LEVEL = "pyaircache.engine"
 RESULTS = {"report", "engine"}  # rooms of things that nobody makes by hand: their fields say all
 # Public by name, since other rooms of the package call them, but nothing for a user.
-OURS = {"AnswerStream.abandon", "AnswerStream.end", "Method.engine", "Method.of", "Pool.of", "Window.of"} | {
-    f"{name}.fields" for name in ("All", "Elite", "Last", "Pool", "Text", "Visual", "Window")
-}
+OURS = {
+    "AnswerStream.abandon",
+    "AnswerStream.advance",
+    "AnswerStream.end",
+    "AnswerStream.unseen",
+    "Engine.made_by",
+    "Engine.pointer",
+    "Method.engine",
+    "Method.of",
+    "Pool.of",
+    "Window.of",
+} | {f"{name}.fields" for name in ("All", "Elite", "Last", "Pool", "Text", "Visual", "Window")}
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ class Question:
         """A line of results: what the question is known by, the question, and the given values."""
         kind, text = self.identity
         head = {"id": self.fields["id"]} if kind == "id" else {"key": text, "line": self.line}
-        asked = {name: self.fields[name] for name in ("image", "question") if name in self.fields}
+        asked: dict[str, Any] = {name: self.fields[name] for name in ("image", "question") if name in self.fields}
         return {**head, **asked, **values}
 
 
