@@ -133,7 +133,8 @@ def entry(thing: griffe.Object, level: int = 3, owner: str = "") -> Iterator[str
         yield f"```python\n{signature}\n```\n"
     yield from docstring(thing)
     if isinstance(thing, griffe.Class):
-        for member in thing.members.values():
+        bases = [base for base in thing.resolved_bases if base.path.startswith("pyaircache.chat.")]  # parts of Chat
+        for member in [one for part in (*bases, thing) for one in part.members.values()]:
             inner = member.is_function or "property" in member.labels
             private = member.name.startswith("_") or f"{thing.name}.{member.name}" in OURS
             if inner and not private and member.docstring is not None:
