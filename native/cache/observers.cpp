@@ -232,9 +232,9 @@ llama_aircache_observer * llama_aircache_observers::find(llama_seq_id seq) {
     return const_cast<llama_aircache_observer *>(std::as_const(*this).find(seq));
 }
 
-const llama_aircache_observer * llama_aircache_observers::summing() const {
-    for (const auto & [_, obs] : observers) {
-        if (obs->sum()) {
+const llama_aircache_observer * llama_aircache_observers::summing(uint32_t stream) const {
+    for (const auto & [seq, obs] : observers) {
+        if (obs->sum() && kv.stream(seq) == stream) {
             return obs.get();
         }
     }

@@ -96,8 +96,8 @@ public:
     llama_aircache_observer       * find(llama_seq_id seq);
     const llama_aircache_observer * find(llama_seq_id seq) const;
 
-    // the observer that sums up attention; null: none
-    const llama_aircache_observer * summing() const;
+    // the stream's observer that sums up attention; null: none
+    const llama_aircache_observer * summing(uint32_t stream) const;
 
     // what they take from the ubatch
     llama_aircache_observed observed(const llama_ubatch & ubatch);
