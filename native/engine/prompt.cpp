@@ -182,6 +182,8 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
     std::vector<uint8_t> encoded(n_images); // something of the image was
 
     evaluate([&](pac_turn & mine) {
+        context->make_room(n_cells + n_tokens + reserve);
+
         observed   = false;
         has_logits = false;
         llama_aircache_clear(ctx, seq); // of a prompt that was never compressed

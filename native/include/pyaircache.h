@@ -143,6 +143,8 @@ struct pac_engine_params {
     const char * cache_type_v;
     int32_t      flash_attn;   // of the text model: -1 auto, 0 off, 1 on
     bool         keep_embeddings; // for pac_image_embeddings
+    bool         resize_kv;    // on devices, with one sequence: make K and V anew, as large as needed, after a compression and before
+                               // a prompt. Elsewhere memory comes and goes by pages. True by default
 };
 PAC_API struct pac_engine_params pac_engine_default_params(void);
 
@@ -385,8 +387,8 @@ struct pac_stats {
     int32_t n_graphs_reused;
     int32_t n_decodes;      // graph evaluations since the last pac_prompt
     int64_t kv_bytes;       // bytes that attention reads: sum over layers of their cells * row bytes
-    int64_t kv_bytes_allocated; // of all cells of the context, in use or not
-    int64_t kv_bytes_resident;  // of them in RAM, by pages: on Linux and the CPU they come with use and go with evicted cells
+    int64_t kv_bytes_reserved;  // of all cells of the context, in use or not
+    int64_t kv_bytes_allocated; // memory taken for them: on Linux and the CPU pages that hold something, elsewhere buffers
 };
 PAC_API int32_t pac_engine_stats(const pac_engine * engine, struct pac_stats * out);
 
@@ -406,7 +408,6 @@ PAC_API void    pac_pool_free(pac_pool * pool);
 // An engine of the pool, for all the calls above; to be freed with pac_engine_free. PAC_ERR_STATE: all n_engines are there.
 // Engines of one pool may be used by different threads, as others may, but their computations wait for one another, in the
 // order of coming. pac_prompt gives way to them after every n_ubatch tokens, and while an image is encoded.
-// pac_stats.kv_bytes_resident is that of the whole pool.
 PAC_API int32_t pac_pool_engine(pac_pool * pool, pac_engine ** out);
 
 struct pac_step {

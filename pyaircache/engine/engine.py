@@ -52,7 +52,8 @@ from .structs import (
 STAGE_LOAD, STAGE_ENCODE, STAGE_PREFILL = 0, 1, 2
 
 OPTIONS = (
-    "n_ctx", "n_batch", "n_ubatch", "n_threads", "cache_type_k", "cache_type_v", "flash_attn", "keep_embeddings"
+    "n_ctx", "n_batch", "n_ubatch", "n_threads", "cache_type_k", "cache_type_v", "flash_attn", "keep_embeddings",
+    "resize_kv",
 )  # fmt: skip
 """Fields of ``pac_engine_params``."""
 
@@ -78,7 +79,8 @@ class Engine:
         progress: Called while loading.
         options: ``n_ctx`` (cells; 0: the model's own, at most 32768), ``n_batch`` (tokens a call), ``n_ubatch`` (tokens
             a graph), ``n_threads``, ``cache_type_k`` and ``cache_type_v`` (`CacheType`), ``flash_attn`` (-1 auto, 0
-            off, 1 on), ``keep_embeddings``; with a path those of `EngineModel`, too. None keeps a default.
+            off, 1 on), ``keep_embeddings``, ``resize_kv`` (on devices: K and V as large as is needed, docs/memory.md);
+            with a path those of `EngineModel`, too. None keeps a default.
 
     Raises:
         ArgumentError: There is no such option, or not together with an `EngineModel`.

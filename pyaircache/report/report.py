@@ -87,8 +87,10 @@ class Report:
         kv_bytes_full: Bytes of the whole conversation's cells in all layers, were nothing evicted; when the first
             token was sampled, as ``kv_bytes``.
         kv_bytes: Bytes of the cells that are left: what attention reads in a step.
-        kv_bytes_allocated: Bytes of all cells of the context window, in use or not.
-        kv_bytes_resident: Bytes of them that are in RAM (docs/memory.md).
+        kv_bytes_reserved: Bytes of all cells of the context window, in use or not: what stock llama.cpp allocates.
+        kv_bytes_allocated: Bytes of memory that was taken for them when the first token was sampled (docs/memory.md).
+        process_bytes: Bytes of this process in RAM at that time: Linux's VmRSS; 0 where the system does not say.
+        process_bytes_peak: The most of them since the process began (VmHWM); 0 where the system does not say.
         ms_encode: Time to encode the images, in ms as all times.
         ms_prefill: Time to evaluate the prompt, without the encoding.
         ms_compress: Time to score and evict.
@@ -124,8 +126,10 @@ class Report:
     skewness: NDArray[np.float64] = field(default_factory=_floats)
     kv_bytes_full: int = 0
     kv_bytes: int = 0
+    kv_bytes_reserved: int = 0
     kv_bytes_allocated: int = 0
-    kv_bytes_resident: int = 0
+    process_bytes: int = 0
+    process_bytes_peak: int = 0
     ms_encode: float = 0.0
     ms_prefill: float = 0.0
     ms_compress: float = 0.0
@@ -282,6 +286,10 @@ class Report:
             rows.append(("observers", _summary(np.array([len(one) for one in self.observers]))))
         ratio = f" ({self.kv_bytes / self.kv_bytes_full:.1%})" if self.kv_bytes_full else ""
         rows.append(("KV cache", f"{_bytes(self.kv_bytes)} of {_bytes(self.kv_bytes_full)}{ratio}"))
+        taken = f"{_bytes(self.kv_bytes_allocated)} allocated, {_bytes(self.kv_bytes_reserved)} reserved"
+        if self.process_bytes:
+            taken += f"; process {_bytes(self.process_bytes)}, at most {_bytes(self.process_bytes_peak)}"
+        rows.append(("memory", taken))
         rows.append(("prompt", f"{self.prompt_tokens} tokens"))
         rows.append(("answer", f"{self.answer_tokens} tokens (stopped: {self.stop_reason or 'running'})"))
         steps = ("encode", "prefill", "compress", "first_token", "decode")
