@@ -54,6 +54,11 @@ void check(int32_t status) {
 
 size_t server_aircache_reusable(const server_tokens & cached, const server_tokens & prompt, size_t n_common) {
     const auto & cells = cached.aircache.cells;
+    if (prompt.aircache.compressed()) { // not a request's
+        const auto & other = prompt.aircache.cells;
+        const bool same = cells.n_tokens == other.n_tokens && n_common >= cells.n_tokens && cells.params == other.params;
+        return same ? n_common : 0;
+    }
     if (cells.n_tokens > 0) {
         // not at n_common == n_tokens: the first token of the answer comes from the cells of the whole image
         const bool goes_on = n_common > cells.n_tokens && prompt.aircache.wanted == cells.params;

@@ -11,6 +11,7 @@
 
 #include "aircache-params.h"
 
+#include "common.h"
 #include "mtmd.h"
 
 #include "json.h"
@@ -101,6 +102,7 @@ struct server_aircache_stats {
 //  - A compressed prefix can be used only as a whole, by a request that goes on behind it, generated text included, and
 //    asks for the same compression. So no question is answered from cells that another one chose, except for the next
 //    turns of the same conversation.
+//  - What two slots hold is the same when it was compressed at the same token in the same way: the host's prompt cache asks.
 //  - Images that are to be compressed are decoded together with all that follows them, because what follows chooses
 //    their cells: the prefix ends before the first image that is not compressed yet.
 size_t server_aircache_reusable(const server_tokens & cached, const server_tokens & prompt, size_t n_common);
@@ -108,9 +110,6 @@ size_t server_aircache_reusable(const server_tokens & cached, const server_token
 // Removes what a slot's memory holds from position p0 on, behind the tokens that are kept; in the draft model's as well.
 // false: the compressed prefix would be cut, which stays or goes as a whole.
 bool server_aircache_truncate(const common_memory & mem, llama_seq_id seq, server_tokens & kept, llama_pos p0);
-
-// of a slot whose images are compressed, when its state is to be saved
-inline constexpr char SERVER_AIRCACHE_NO_FILE[] = "The slot's images are compressed (aircache_keep), which a file cannot hold";
 
 // The prompt that a slot is decoding.
 class server_aircache_observer {
@@ -166,6 +165,19 @@ void server_aircache_compress(Slots & slots, int32_t off, int32_t n, Queue & que
         }
     }
 }
+
+//
+// files of slots: aircache-states.cpp
+//
+
+// The tokens of a slot, as its file holds them, with a record of the compression behind them if there is one.
+std::vector<char> server_aircache_pack(const server_aircache_tokens & aircache, std::vector<char> packed);
+
+// Takes the record off again. Throws std::runtime_error when it is damaged, or of another version.
+server_prompt_aircache server_aircache_unpack(llama_tokens & packed);
+
+// Gives it to the restored tokens. Throws std::runtime_error when it does not say of the slot's restored cells what they are.
+void server_aircache_take(llama_context * ctx, llama_seq_id seq, server_tokens & restored, server_prompt_aircache cells);
 
 //
 // image embeddings by content, kept for other questions on an image: aircache-embds.cpp
