@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <limits>
 #include <locale>
 #include <sstream>
 #include <stdexcept>
@@ -103,24 +102,6 @@ void common_params_aircache::set(const std::string & field, const std::string & 
     else if (field == "aircache_allocation") { set_allocation(value); }
     else if (field == "aircache_request_fields") { set_request_fields(value); }
     else                                     { refuse(field.c_str(), "does not exist"); }
-}
-
-// all digits of a float
-static std::string exact(float value) {
-    std::ostringstream res;
-    res.imbue(std::locale::classic());
-    res.precision(std::numeric_limits<float>::max_digits10);
-    res << value;
-    return res.str();
-}
-
-std::string common_params_aircache::get(const std::string & field) const {
-    if (field == "aircache_keep")       { return exact(keep); }
-    if (field == "aircache_alpha")      { return alpha > 0.0f ? exact(alpha) : ""; }
-    if (field == "aircache_method")     { return method; }
-    if (field == "aircache_window")     { return window; }
-    if (field == "aircache_allocation") { return allocation; }
-    refuse(field.c_str(), "does not exist");
 }
 
 llama_aircache_method common_params_aircache::resolve() const {

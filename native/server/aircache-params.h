@@ -40,9 +40,6 @@ struct common_params_aircache {
     // The same by a field's name; value: the text of a flag.
     void set(const std::string & field, const std::string & value);
 
-    // What set() takes back; "": the method's own.
-    std::string get(const std::string & field) const;
-
     // Throws std::invalid_argument where requests may not set the field.
     void check_allowed(const std::string & field) const;
 

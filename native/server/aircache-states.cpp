@@ -12,6 +12,9 @@
 
 #include <array>
 #include <cstring>
+#include <limits>
+#include <locale>
+#include <sstream>
 #include <stdexcept>
 
 static constexpr uint32_t MAGIC   = 0x53524941; // "AIRS"; no token has such a number
@@ -28,6 +31,33 @@ static uint32_t hash_of(const void * data, size_t size) {
     return std::stoul(hash_sha256_hex(data, size).substr(0, 8), nullptr, 16);
 }
 
+// all digits
+static std::string exact(double value) {
+    std::ostringstream res;
+    res.imbue(std::locale::classic());
+    res.precision(std::numeric_limits<double>::max_digits10);
+    res << value;
+    return res.str();
+}
+
+// the fields that common_params_aircache::set() takes back, in the order in which it has to take them
+static std::vector<std::pair<std::string, std::string>> fields_of(const common_params_aircache & params) {
+    std::vector<std::pair<std::string, std::string>> res = {
+        { "aircache_method", params.method },
+        { "aircache_keep",   exact(params.keep) },
+    };
+    if (params.alpha > 0) {
+        res.push_back({ "aircache_alpha", exact(params.alpha) });
+    }
+    if (!params.window.empty()) {
+        res.push_back({ "aircache_window", params.window });
+    }
+    if (!params.allocation.empty()) {
+        res.push_back({ "aircache_allocation", params.allocation });
+    }
+    return res;
+}
+
 std::vector<char> server_aircache_pack(const server_aircache_tokens & aircache, std::vector<char> packed) {
     if (!aircache.compressed()) {
         return packed;
@@ -35,8 +65,8 @@ std::vector<char> server_aircache_pack(const server_aircache_tokens & aircache, 
     const auto & cells = aircache.cells;
 
     common_json params = common_json::object();
-    for (const char * field : COMMON_AIRCACHE_FIELDS) {
-        params[field] = cells.params.get(field);
+    for (const auto & [field, value] : fields_of(cells.params)) {
+        params[field] = value;
     }
     std::string text = common_json {
         {"n_tokens",      cells.n_tokens},
@@ -61,12 +91,9 @@ static server_prompt_aircache parse(const std::string & text) {
     const auto json = common_json::parse(text);
 
     server_prompt_aircache res;
-    const auto & params = json.at("params");
-    for (const char * field : COMMON_AIRCACHE_FIELDS) {
-        const auto value = params.at(field).get<std::string>();
-        if (!value.empty()) {
-            res.params.set(field, value);
-        }
+    auto params = json.at("params");
+    for (const auto & item : params.items()) {
+        res.params.set(item.key(), item.value().get<std::string>());
     }
     res.params.resolve();
     res.n_tokens = json.at("n_tokens").get<size_t>();
@@ -78,7 +105,7 @@ static server_prompt_aircache parse(const std::string & text) {
     return res;
 }
 
-server_prompt_aircache server_aircache_unpack(llama_tokens & packed) {
+server_prompt_aircache server_aircache_unpack(std::vector<llama_token> & packed) {
     static_assert(sizeof(tail) % sizeof(llama_token) == 0);
     constexpr size_t n_end = sizeof(tail)/sizeof(llama_token);
 
