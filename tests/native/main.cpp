@@ -4,6 +4,7 @@
 #include "harness.h"
 
 extern cases cases_of_aircache; // test_aircache.cpp
+extern cases cases_of_archive;  // test_archive.cpp
 extern cases cases_of_faults;   // test_faults.cpp
 extern cases cases_of_observe;  // test_observe.cpp
 extern cases cases_of_ranges;   // test_ranges.cpp
@@ -16,7 +17,7 @@ static const char * value_of(const char * arg, const char * name) {
 
 int main(int argc, char ** argv) {
     cases all;
-    for (const auto * some : { &cases_of_aircache, &cases_of_faults, &cases_of_observe, &cases_of_ranges, &cases_of_states }) {
+    for (const auto * some : { &cases_of_aircache, &cases_of_archive, &cases_of_faults, &cases_of_observe, &cases_of_ranges, &cases_of_states }) {
         all.insert(some->begin(), some->end());
     }
 
