@@ -5,6 +5,7 @@
 #include "cache/devices.h"
 #include "cache/faults.h"
 #include "cache/planner.h"
+#include "cache/synthetic.h"
 #include "graph/runner.h"
 #include "llama-arch.h"
 #include "llama-context.h"
@@ -140,6 +141,27 @@ void observed::evict(const int32_t * budgets, const int32_t * kept, double merge
     planner.commit(std::move(lay));
 }
 
+// a prompt's images, and its end
+void check_spans(const llama_aircache & air, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end) {
+    LLAMA_AIRCACHE_REQUIRE(spans && n_spans >= 1, "no spans given");
+    for (int32_t i = 0; i < n_spans; ++i) {
+        const llama_pos before = i > 0 ? spans[i - 1].p1 : 0;
+        LLAMA_AIRCACHE_REQUIRE(spans[i].p0 >= before && spans[i].p1 > spans[i].p0,
+                "span %d is [%d, %d): spans must be ascending and not empty", i, spans[i].p0, spans[i].p1);
+    }
+    if (const auto * zone = air.zone_of(air.kv.stream(seq), seq)) {
+        LLAMA_AIRCACHE_REQUIRE(spans[0].p0 >= zone->p1, "span 0 is [%d, %d), but the positions before %d belong to an image that is compressed "
+                "already, or to the text before it: remove the sequence first", spans[0].p0, spans[0].p1, zone->p1);
+    }
+    LLAMA_AIRCACHE_REQUIRE(pos_end > spans[n_spans - 1].p1, "the prompt ends at %d, within or right behind its last image: it must end in text", pos_end);
+
+    int64_t n_text = (int64_t) pos_end - spans[0].p1;
+    for (int32_t i = 1; i < n_spans; ++i) {
+        n_text -= spans[i].p1 - spans[i].p0;
+    }
+    LLAMA_AIRCACHE_REQUIRE(n_text <= air.kv.n_cells(), "%" PRId64 " text tokens behind the first image are more than the cache's %u cells", n_text, air.kv.n_cells());
+}
+
 // throws when an array that is wanted has no room for n elements
 void check_room(const char * name, const void * array, int64_t have, int64_t n) {
     LLAMA_AIRCACHE_REQUIRE(!array || have >= n, "%s has room for %" PRId64 " elements, and %" PRId64 " are needed", name, have, n);
@@ -168,23 +190,7 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
 
         auto & air = llama_aircache_open(ctx, seq);
 
-        LLAMA_AIRCACHE_REQUIRE(spans && n_spans >= 1, "no spans given");
-        for (int32_t i = 0; i < n_spans; ++i) {
-            const llama_pos before = i > 0 ? spans[i - 1].p1 : 0;
-            LLAMA_AIRCACHE_REQUIRE(spans[i].p0 >= before && spans[i].p1 > spans[i].p0,
-                    "span %d is [%d, %d): spans must be ascending and not empty", i, spans[i].p0, spans[i].p1);
-        }
-        if (const auto * zone = air.zone_of(air.kv.stream(seq), seq)) {
-            LLAMA_AIRCACHE_REQUIRE(spans[0].p0 >= zone->p1, "span 0 is [%d, %d), but the positions before %d belong to an image that is compressed "
-                    "already, or to the text before it: remove the sequence first", spans[0].p0, spans[0].p1, zone->p1);
-        }
-        LLAMA_AIRCACHE_REQUIRE(pos_end > spans[n_spans - 1].p1, "the prompt ends at %d, within or right behind its last image: it must end in text", pos_end);
-
-        int64_t n_text = (int64_t) pos_end - spans[0].p1;
-        for (int32_t i = 1; i < n_spans; ++i) {
-            n_text -= spans[i].p1 - spans[i].p0;
-        }
-        LLAMA_AIRCACHE_REQUIRE(n_text <= air.kv.n_cells(), "%" PRId64 " text tokens behind the first image are more than the cache's %u cells", n_text, air.kv.n_cells());
+        check_spans(air, seq, spans, n_spans, pos_end);
 
         if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && air.kv.n_stream() > 1) {
             throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "the window of all tokens needs a cache of one stream, this one has %u", air.kv.n_stream());
@@ -303,6 +309,48 @@ int32_t llama_aircache_resident(llama_context * ctx, int64_t * bytes) {
         const auto & air = llama_aircache_open(ctx, 0);
         LLAMA_AIRCACHE_REQUIRE(bytes, "bytes is null");
         *bytes = air.kv.resident_bytes();
+    });
+}
+
+int32_t llama_aircache_synthetic(llama_context * ctx, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
+        uint32_t seed, const llama_aircache_method * method) {
+    return llama_aircache_guarded([&] {
+        const llama_aircache_fault_scope faults;
+
+        // by default one that needs no query
+        auto m = llama_aircache_method_default();
+        m.score      = LLAMA_AIRCACHE_SCORE_STRIDE;
+        m.allocation = LLAMA_AIRCACHE_ALLOC_UNIFORM;
+        if (method) {
+            llama_aircache_check(method);
+            m = *method;
+        }
+
+        auto & air = open(ctx, seq);
+        if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && m.score == LLAMA_AIRCACHE_SCORE_ATTENTION) {
+            throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "a synthetic prompt has no sums of attention: the window of all tokens is not supported");
+        }
+
+        check_spans(air, seq, spans, n_spans, pos_end);
+        for (int32_t i = 0; i < n_spans && air.kv.hparams().n_pos_per_embd() > 1; ++i) {
+            LLAMA_AIRCACHE_REQUIRE(spans[i].nx >= 1 && spans[i].nx <= spans[i].p1 - spans[i].p0,
+                    "span %d of %d rows has %d columns: with M-RoPE they must be in [1, rows]", i, spans[i].p1 - spans[i].p0, spans[i].nx);
+        }
+        LLAMA_AIRCACHE_REQUIRE(llama_aircache_pos_valid(pos_end), "the prompt ends at %d, beyond what positions may be", pos_end);
+        const llama_aircache_synthetic_prompt prompt = { spans, n_spans, pos_end };
+        const int64_t n = llama_aircache_synthetic_cells(air, prompt);
+        LLAMA_AIRCACHE_REQUIRE(n <= air.kv.n_cells(), "the prompt takes %" PRId64 " cells, more than the cache's %u", n, air.kv.n_cells());
+
+        {
+            const llama_aircache_fault_pause others;
+            ctx->synchronize();
+            ctx->memory_update(false); // a copy that waits would overwrite it
+        }
+        const uint32_t n_used = air.kv.cells(air.kv.stream(seq)).get_used();
+        if (n_used > 0) {
+            throw failure(LLAMA_AIRCACHE_STATE, "the stream of sequence %d holds %u cells: a synthetic prompt goes into an empty one", seq, n_used);
+        }
+        llama_aircache_synthesise(air, seq, prompt, seed, m);
     });
 }
 

@@ -169,6 +169,17 @@ LLAMA_API int32_t llama_aircache_stats(struct llama_context * ctx, llama_seq_id 
 // written, and given back where an eviction leaves nothing; elsewhere it is all there from the beginning.
 LLAMA_API int32_t llama_aircache_resident(struct llama_context * ctx, int64_t * bytes);
 
+// For measuring: fills an empty sequence as if a prompt of the positions [0, pos_end) with these spans had been decoded, with
+// made-up numbers of a seed in K and V. Nothing is computed, and there are no logits; tokens are decoded behind it, from
+// pos_end on, and cells are evicted as of any prompt. Its text ends it, as in llama_aircache_observe. With M-RoPE an image has nx
+// columns and p1 - p0 rows; nx must be in [1, p1 - p0].
+// method: what llama_aircache_score will ask for, whose queries are made up, too: then it takes the time that it takes. NULL:
+// none are, and kept sets are the caller's (llama_aircache_evict). UNSUPPORTED: a method that sums up attention (WINDOW_ALL).
+// STATE: the sequence, or another one of its stream, holds something. ARGUMENT: the prompt does not fit the cache.
+LLAMA_API int32_t llama_aircache_synthetic(struct llama_context * ctx, llama_seq_id seq,
+        const struct llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end, uint32_t seed,
+        const struct llama_aircache_method * method);
+
 //
 // Asking again: the full cells of a prompt up to its last image, kept for the next question (docs/asking-again.md).
 //

@@ -43,6 +43,8 @@ ANY_TYPE = {
     "sequences_are_kept_whole",
     "sinks_and_biases",
     "sizes_of_structs",
+    "synthetic_cells",
+    "synthetic_refusals",
     "tiles",
 }
 # They try hundreds of inputs, mode or not.
