@@ -326,7 +326,7 @@ int32_t llama_aircache_synthetic(llama_context * ctx, llama_seq_id seq, const ll
             m = *method;
         }
 
-        auto & air = open(ctx, seq);
+        auto & air = llama_aircache_open(ctx, seq);
         if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && m.score == LLAMA_AIRCACHE_SCORE_ATTENTION) {
             throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "a synthetic prompt has no sums of attention: the window of all tokens is not supported");
         }
