@@ -19,7 +19,8 @@ from .chat.answer import Answer, AnswerStream, TokenLogprob
 from .chat.async_chat import AsyncAnswerStream, AsyncChat
 from .chat.chat import Chat
 from .chat.model import Model
-from .engine.structs import CacheType, Info, ModelInfo
+from .chat.options import AskOptions
+from .engine.structs import CacheType, Info, ModelFacts, ModelInfo
 from .errors import (
     ArgumentError,
     BusyError,
@@ -58,6 +59,7 @@ __all__ = [
     "Answer",
     "AnswerStream",
     "ArgumentError",
+    "AskOptions",
     "AsyncAnswerStream",
     "AsyncChat",
     "BusyError",
@@ -77,6 +79,7 @@ __all__ = [
     "MethodName",
     "Model",
     "ModelError",
+    "ModelFacts",
     "ModelInfo",
     "ModelNotFoundError",
     "OutOfMemoryError",

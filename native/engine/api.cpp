@@ -1,5 +1,6 @@
 // The functions of pyaircache.h.
 #include "engine.h"
+#include "pool.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -91,7 +92,7 @@ int32_t pac_engine_open(const struct pac_model_params * model, const struct pac_
         pac_require(model && out, "model or out is null");
         *out = nullptr;
         const auto read = read_params(params);
-        pac_engine::check(read); // before the model is loaded
+        pac_context::check(read); // before the model is loaded
         *out = new pac_engine(open_model(*model), read);
     });
 }
@@ -337,5 +338,39 @@ int32_t pac_reset(pac_engine * engine) {
     return pac_guarded([&] {
         pac_require(engine, "engine is null");
         engine->reset();
+    });
+}
+
+//
+// pool
+//
+
+int32_t pac_pool_new(pac_model * model, const struct pac_engine_params * params, int32_t n_engines, pac_pool ** out) {
+    return pac_guarded([&] {
+        pac_require(model && out, "model or out is null");
+        *out = nullptr;
+        pac_require(model->self != nullptr, "the model was freed");
+        const auto read = read_params(params);
+        pac_pool::check(read, n_engines);
+        *out = new pac_pool(model->self, read, n_engines);
+    });
+}
+
+void pac_pool_free(pac_pool * pool) {
+    pac_guarded([&] { delete pool; });
+}
+
+int32_t pac_pool_engine(pac_pool * pool, pac_engine ** out) {
+    return pac_guarded([&] {
+        pac_require(pool && out, "pool or out is null");
+        *out = nullptr;
+        *out = pool->make();
+    });
+}
+
+int32_t pac_pool_decode(pac_pool * pool, struct pac_step * steps, int32_t n_steps) {
+    return pac_guarded([&] {
+        pac_require(pool && (steps || n_steps == 0) && n_steps >= 0, "pool or steps is null, or n_steps is negative");
+        pool->decode(steps, n_steps);
     });
 }

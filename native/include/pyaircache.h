@@ -49,6 +49,7 @@ extern "C" {
 
 typedef struct pac_model  pac_model;
 typedef struct pac_engine pac_engine;
+typedef struct pac_pool   pac_pool;
 
 enum pac_status {
     PAC_OK              =   0,
@@ -390,6 +391,33 @@ PAC_API int32_t pac_engine_stats(const pac_engine * engine, struct pac_stats * o
 
 // Forgets the conversation.
 PAC_API int32_t pac_reset(pac_engine * engine);
+
+//
+// pool
+//
+
+// Several conversations on one context, each with n_ctx cells of its own: their tokens are decoded together, and so the
+// weights are read once for all of them. n_engines: 1 to 256. The cache takes n_engines * n_ctx cells.
+PAC_API int32_t pac_pool_new (pac_model * model, const struct pac_engine_params * params, int32_t n_engines, pac_pool ** out);
+// Gives up the caller's hold: the context is gone when the last engine of the pool is freed.
+PAC_API void    pac_pool_free(pac_pool * pool);
+
+// An engine of the pool, for all the calls above; to be freed with pac_engine_free. PAC_ERR_STATE: all n_engines are there.
+// Engines of one pool may be used by different threads, as others may, but their computations wait for one another, in the
+// order of coming. pac_prompt gives way to them after every n_ubatch tokens, and while an image is encoded.
+// pac_stats.kv_bytes_resident is that of the whole pool.
+PAC_API int32_t pac_pool_engine(pac_pool * pool, pac_engine ** out);
+
+struct pac_step {
+    pac_engine * engine;
+    int32_t      token;
+    int32_t      status;  // filled in: as of pac_decode
+    const char * message; // filled in: of an error, else ""; the engine's, until its next step
+};
+// pac_decode for several engines of a pool at once. What fails for one of them, and pac_cancel, concern that one alone; an
+// evaluation that fails for all is made again for each by itself. A step under way is finished in spite of pac_cancel,
+// unless all are cancelled. Fails as a whole, and nothing has changed, when an engine is NULL, of another pool, or there twice.
+PAC_API int32_t pac_pool_decode(pac_pool * pool, struct pac_step * steps, int32_t n_steps);
 
 // cffi-end
 

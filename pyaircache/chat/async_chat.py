@@ -16,16 +16,13 @@ from ..checks import flag
 from ..engine.structs import Info
 from ..errors import StateError
 from ..images import Picture
-from ..methods.method import Method, MethodName
-from ..methods.policy import Policy
-from ..progress import OnProgress
 from ..report.report import Report
 from ..spans import Span
 from .answer import Answer, AnswerStream
 from .chat import Chat
 from .gate import Lease
 from .model import Model
-from .options import Schema
+from .options import AskOptions, Unpack, refuse_unknown, says_options
 from .session import CANCELLED
 from .turns import Turn, Turns
 
@@ -102,122 +99,99 @@ class AsyncChat:
         """See `Chat.messages`; StateError before it is loaded."""
         return self.chat.messages
 
-    # fmt: off
     @overload
-    async def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[False] = ..., timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer: ...
+    async def ask(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        follow_up: bool | None = ...,
+        stream: Literal[False] = ...,
+        **options: Unpack[AskOptions],
+    ) -> Answer: ...
     @overload
-    async def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[True], timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> AsyncAnswerStream: ...
+    async def ask(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        follow_up: bool | None = ...,
+        stream: Literal[True],
+        **options: Unpack[AskOptions],
+    ) -> AsyncAnswerStream: ...
     @overload
-    async def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: bool, timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer | AsyncAnswerStream: ...
-    # fmt: on
+    async def ask(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        follow_up: bool | None = ...,
+        stream: bool,
+        **options: Unpack[AskOptions],
+    ) -> Answer | AsyncAnswerStream: ...
+    @says_options
     async def ask(
         self,
         image: Picture | Sequence[Picture] | None,
         question: str,
         *,
         follow_up: bool | None = None,
-        keep: float | None = None,
-        method: MethodName | Method | Policy | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        json_schema: Schema | None = None,
-        grammar: str | None = None,
-        logprobs: int | None = None,
         stream: bool = False,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
+        **options: Unpack[AskOptions],
     ) -> Answer | AsyncAnswerStream:
-        """See `Chat.ask`. With ``stream=True`` an `AsyncAnswerStream`, when the prompt has been evaluated."""
-        # fmt: off
-        return await self._answer(
-            "_ask", image, question, follow_up=follow_up,
-            keep=keep, method=method, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop, json_schema=json_schema,
-            grammar=grammar, logprobs=logprobs, stream=stream, timeout=timeout, on_progress=on_progress,
-        )
-        # fmt: on
+        """See `Chat.ask`. With ``stream=True`` an `AsyncAnswerStream`, when the prompt has been evaluated.
 
-    # fmt: off
+        Args:
+            image: As for `Chat.ask`, and so the next three.
+            question: The text of the question.
+            follow_up: Whether it follows the conversation so far.
+            stream: Whether the answer comes in pieces.
+            options: Those of `AskOptions`.
+        """
+        refuse_unknown("ask", options, "follow_up", "stream")
+        return await self._answer("_ask", image, question, follow_up=follow_up, stream=stream, **options)
+
     @overload
-    async def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[False] = ..., timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer: ...
+    async def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        reuse: bool = ...,
+        stream: Literal[False] = ...,
+        **options: Unpack[AskOptions],
+    ) -> Answer: ...
     @overload
-    async def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[True], timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> AsyncAnswerStream: ...
+    async def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        reuse: bool = ...,
+        stream: Literal[True],
+        **options: Unpack[AskOptions],
+    ) -> AsyncAnswerStream: ...
     @overload
-    async def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: bool, timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer | AsyncAnswerStream: ...
-    # fmt: on
+    async def complete(
+        self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ..., stream: bool, **options: Unpack[AskOptions]
+    ) -> Answer | AsyncAnswerStream: ...
+    @says_options
     async def complete(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         reuse: bool = True,
-        keep: float | None = None,
-        method: MethodName | Method | Policy | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        json_schema: Schema | None = None,
-        grammar: str | None = None,
-        logprobs: int | None = None,
         stream: bool = False,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
+        **options: Unpack[AskOptions],
     ) -> Answer | AsyncAnswerStream:
-        """See `Chat.complete`."""
-        # fmt: off
-        return await self._answer(
-            "_complete", messages, reuse=reuse,
-            keep=keep, method=method, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop, json_schema=json_schema,
-            grammar=grammar, logprobs=logprobs, stream=stream, timeout=timeout, on_progress=on_progress,
-        )
-        # fmt: on
+        """See `Chat.complete`.
+
+        Args:
+            messages: As for `Chat.complete`, and so the next two.
+            reuse: Whether what was evaluated before is taken as it is.
+            stream: Whether the answer comes in pieces.
+            options: Those of `AskOptions`.
+        """
+        refuse_unknown("complete", options, "reuse", "stream")
+        return await self._answer("_complete", messages, reuse=reuse, stream=stream, **options)
 
     async def spans(self, size: tuple[int, int], *, timeout: float | None = None) -> list[Span]:
         """See `Chat.spans`."""
@@ -278,20 +252,27 @@ class AsyncChat:
             chat = await self._chat()
             return await self._run(lambda: body(chat), lambda: None)
 
-    async def _answer(self, name: Literal["_ask", "_complete"], *what: Any, **options: Any) -> Any:
+    async def _answer(
+        self,
+        name: Literal["_ask", "_complete"],
+        *what: Any,
+        stream: bool,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Any:
         """Asks, with a turn that stays with a stream."""
-        seconds, streams = checks.timeout(options.pop("timeout")), flag("stream", options["stream"])
+        seconds, streams = checks.timeout(timeout), flag("stream", stream)
         async with Turn(self._turns, "a streamed answer" if streams else "a question", seconds) as turn:
             chat = await self._chat()
             lease = chat._lease()
             answer: Answer | AnswerStream = await self._run(
-                lambda: getattr(chat, name)(lease, *what, timeout=None, **options), lambda: chat._cancel(lease)
+                lambda: getattr(chat, name)(lease, *what, stream=streams, **options), lambda: chat._cancel(lease)
             )
             if not isinstance(answer, AnswerStream):
                 return answer
-            stream = AsyncAnswerStream(self, chat, lease, answer, turn.keep())
-            self._stream = weakref.ref(stream)
-            return stream
+            pieces = AsyncAnswerStream(self, chat, lease, answer, turn.keep())
+            self._stream = weakref.ref(pieces)
+            return pieces
 
     async def _run(self, call: Callable[[], Result], cancel: Callable[[], object]) -> Result:
         """Calls something in the thread. A task that is cancelled cancels it, and goes on when it has ended.

@@ -18,7 +18,6 @@ from ..methods.method import Method, MethodName
 from ..methods.policy import Policy
 from ..progress import OnProgress
 from ..spans import Span
-from . import messages as openai
 from .answer import CLOSED
 from .asking import Asking, warning
 from .gate import Gate, Lease
@@ -120,8 +119,7 @@ class Chat(Asking):
             "on_progress": on_progress,
         }
         of_model = {name: value for name, value in of_model.items() if value is not None}
-        self._options = Options(keep=keep, choice=choose(method, alpha))
-        first = openai.system(system) if system is not None else None
+        self._options = Options(keep=keep, choice=choose(method, alpha), system=system)
         self._image_urls = flag("image_urls", image_urls)
         self._pid = os.getpid()
         self._closing = False
@@ -140,7 +138,7 @@ class Chat(Asking):
                 Lease(self._gate, "loading"),
                 lambda: Engine(self.model.loaded, **options),  # type: ignore[arg-type]
             )
-            self._session = Session(self._engine, self.model.path.name, first)
+            self._session = Session(self._engine, self.model.path.name)
         except BaseException:
             self._quieten()
             raise

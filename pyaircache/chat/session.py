@@ -19,7 +19,7 @@ from ..report import pictures
 from ..report.report import Report
 from ..spans import Size, Span
 from .conversation import Turn, matching, next_prompt
-from .messages import Given
+from .messages import Given, system
 from .options import Options
 
 Result = TypeVar("Result")
@@ -93,13 +93,12 @@ class Session:
     put right before the next question. Not thread-safe.
     """
 
-    def __init__(self, engine: EngineLike, model_name: str, system: Given | None = None) -> None:
+    def __init__(self, engine: EngineLike, model_name: str) -> None:
         self.info = engine.info()
         self.marker = engine.marker() if self.info.vision else ""
         self.turns: list[Turn] = []
         self.engine = engine
         self._model_name = model_name
-        self._system = system
         self._stale = False  # whether the engine may hold something else than `turns`
 
     def messages(self) -> list[dict[str, Any]]:
@@ -203,8 +202,8 @@ class Session:
         """(the turns that the request follows, the messages that are new to them)."""
         given, options = request.given, request.options
         begins = request.whole or not request.follow_up or not self.turns
-        if begins and self._system is not None and all(one.role != "system" for one in given):
-            given = [self._system, *given]
+        if begins and options.system is not None and all(one.role != "system" for one in given):
+            given = [system(options.system), *given]
         if not request.follow_up:
             return [], given
         if not request.whole:

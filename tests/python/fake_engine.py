@@ -122,8 +122,9 @@ class FakeEngine:
         self.cancelled.set()
 
     def info(self) -> Info:
-        return Info("fake", "fake", "fake", LAYERS, 1, 1, 1, 257, self.n_ctx, N_CTX, 1, 1, 10, self.vision,
-                    self.can_compress, "" if self.can_compress else "sliding windows cannot be compressed")  # fmt: skip
+        facts = ("fake", "fake", "fake", LAYERS, 1, 1, 1, 257, N_CTX, 1, 1, self.vision)
+        why_not = "" if self.can_compress else "sliding windows cannot be compressed"
+        return Info(*facts, self.n_ctx, 10, self.can_compress, why_not)
 
     def marker(self) -> str:
         return MARKER
