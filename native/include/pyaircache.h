@@ -245,10 +245,11 @@ PAC_API struct pac_method pac_method_default(void);
 PAC_API const char * pac_method_name(int32_t index);
 PAC_API int32_t      pac_method_by_name(const char * name, struct pac_method * out);
 
-// The parts of a method in words, the same for llama-server's flags and request fields, for the command line and for Python;
-// docs/methods.md has the grammar. Parts: keep, window, alpha, score, keys, pool, allocation, merge, uniform_share, last_term,
-// value_norm, diversity, min_keep, rank, seed, and method: a name, all parts but keep.
-PAC_API const char * pac_method_part(int32_t index); // 0, 1, ... until NULL
+// The parts of a method in words, the same for llama-server's flags and request fields, for the command line and for Python:
+// docs/methods.md. "method" is a name and sets all parts but keep. Each with one word for its values, and a line of help.
+PAC_API const char * pac_method_part     (int32_t index); // 0, 1, ... until NULL
+PAC_API const char * pac_method_part_hint(int32_t index);
+PAC_API const char * pac_method_part_help(int32_t index);
 // Reads text, e.g. "window", "elite:0.5:last". On failure (PAC_ERR_ARGUMENT) the method is as it was; the message begins with
 // the part and says what it may be.
 PAC_API int32_t      pac_method_set(struct pac_method * method, const char * part, const char * text);

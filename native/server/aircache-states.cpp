@@ -12,9 +12,6 @@
 
 #include <array>
 #include <cstring>
-#include <limits>
-#include <locale>
-#include <sstream>
 #include <stdexcept>
 
 static constexpr uint32_t MAGIC   = 0x53524941; // "AIRS"; no token has such a number
@@ -31,29 +28,13 @@ static uint32_t hash_of(const void * data, size_t size) {
     return std::stoul(hash_sha256_hex(data, size).substr(0, 8), nullptr, 16);
 }
 
-// all digits
-static std::string exact(double value) {
-    std::ostringstream res;
-    res.imbue(std::locale::classic());
-    res.precision(std::numeric_limits<double>::max_digits10);
-    res << value;
-    return res.str();
-}
-
-// the fields that common_params_aircache::set() takes back, in the order in which it has to take them
+// what common_params_aircache::set() takes back, in the order in which it has to take them
 static std::vector<std::pair<std::string, std::string>> fields_of(const common_params_aircache & params) {
-    std::vector<std::pair<std::string, std::string>> res = {
-        { "aircache_method", params.method },
-        { "aircache_keep",   exact(params.keep) },
-    };
-    if (params.alpha > 0) {
-        res.push_back({ "aircache_alpha", exact(params.alpha) });
-    }
-    if (!params.window.empty()) {
-        res.push_back({ "aircache_window", params.window });
-    }
-    if (!params.allocation.empty()) {
-        res.push_back({ "aircache_allocation", params.allocation });
+    std::vector<std::pair<std::string, std::string>> res;
+    for (const auto & field : common_aircache_fields()) {
+        if (field.part == "keep" || field.part == "method" || params.parts.count(field.part) > 0) {
+            res.emplace_back(field.name, params.part(field.part));
+        }
     }
     return res;
 }

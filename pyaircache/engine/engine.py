@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import between, flag, shown
 from ..errors import ArgumentError, StateError
 from ..spans import Size, Span
 from . import fork, library
@@ -22,6 +23,7 @@ from .marshal import (
     Progress,
     ProgressCallback,
     array,
+    c_images,
     c_method,
     c_params,
     free_in,
@@ -159,11 +161,14 @@ class Engine:
         items = ffi.new("struct pac_message[]", max(len(messages), 1))
         keep_alive = []
         for i, message in enumerate(messages):
+            if not isinstance(message, Message):
+                raise ArgumentError(f"messages must be Message objects, got {shown(message)}")
             role, content = ffi.new("char[]", utf8(message.role)), ffi.new("char[]", utf8(message.content))
             keep_alive += [role, content]
             items[i].role, items[i].content = role, content
         out = ffi.new("char **")
-        check(self._lib.pac_apply_template(self._engine, items, len(messages), add_generation_prompt, out))
+        prompt = flag("add_generation_prompt", add_generation_prompt)
+        check(self._lib.pac_apply_template(self._engine, items, len(messages), prompt, out))
         try:
             return text(ffi, out[0])
         finally:
@@ -173,7 +178,7 @@ class Engine:
 
     def count_tokens(self, text: str, images: Sequence[NDArray[np.uint8]] = ()) -> int:
         """Cells that a prompt needs; evaluates nothing. images: uint8 [H, W, 3] each."""
-        pictures, _buffers = self._images(images)
+        pictures, _buffers = c_images(self._ffi, images)
         out = self._ffi.new("int32_t *")
         check(self._lib.pac_count_tokens(self._engine, utf8(text), pictures, len(images), out))
         return int(out[0])
@@ -183,7 +188,7 @@ class Engine:
 
         images: uint8 [H, W, 3] each, or a picture's (width, height): its pixels do not matter here.
         """
-        pictures, _buffers = self._images(images)
+        pictures, _buffers = c_images(self._ffi, images)
         out = self._ffi.new("struct pac_prompt_info *")
         check(self._lib.pac_layout(self._engine, utf8(text), pictures, len(images), out))
         return self._prompt_info(out)
@@ -209,7 +214,7 @@ class Engine:
         Raises:
             ContextError: It does not fit. As after every error here, the conversation is as it was.
         """
-        pictures, _buffers = self._images(images)
+        pictures, _buffers = c_images(self._ffi, images)
         callback = ProgressCallback(self._ffi, progress)
         reserve = int32("reserve", reserve)
         out = self._ffi.new("struct pac_prompt_info *")
@@ -225,22 +230,6 @@ class Engine:
     def _prompt_info(self, out: Any) -> PromptInfo:
         spans = [Span(**struct_fields(self._ffi, out.spans[i], Span)) for i in range(out.n_spans)]
         return PromptInfo(**struct_fields(self._ffi, out, PromptInfo, spans=spans))
-
-    def _images(self, images: Sequence[NDArray[np.uint8] | Size]) -> tuple[Any, list[Any]]:
-        """(C array of pac_image, buffers that must outlive it)."""
-        items = self._ffi.new("struct pac_image[]", max(len(images), 1))
-        buffers = []
-        for i, image in enumerate(images):
-            if isinstance(image, tuple):
-                items[i].width, items[i].height = image
-                continue
-            contiguous = image.dtype == np.uint8 and image.flags.c_contiguous
-            if not contiguous or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.shape[0] == 0:
-                raise ArgumentError("the engine takes C-contiguous uint8 images [H, W, 3] and videos [frames, H, W, 3]")
-            buffers.append(self._ffi.from_buffer("uint8_t[]", image))
-            items[i].n_frames = image.shape[0] if image.ndim == 4 else 0
-            items[i].height, items[i].width, items[i].rgb = *image.shape[-3:-1], buffers[-1]
-        return items, buffers
 
     def prompt_tokens(self) -> NDArray[np.int32]:
         """Token ids of the last prompt: int32 [n_tokens], -1 for visual ones; `Span.first` and observers count them.
@@ -271,13 +260,15 @@ class Engine:
         flat = np.concatenate(layers) if layers else np.empty(0, np.int32)
         out = self._ffi.new("struct pac_compression *")
         arrays = (self._ffi.from_buffer("int32_t[]", values) for values in (budgets, flat))
-        check(self._lib.pac_evict(self._engine, *arrays, merge, mask_only, out))
+        share, hidden = between("merge", merge, 0.0, 1.0), flag("mask_only", mask_only)
+        check(self._lib.pac_evict(self._engine, *arrays, share, hidden, out))
         return self._compression(out)
 
     def compress(self, method: EngineMethod, mask_only: bool = False) -> tuple[Scores, Compression]:
         """Scores, allocates, selects and evicts (docs/method.md, sections 1 to 3)."""
         scores, out = self._ffi.new("struct pac_scores *"), self._ffi.new("struct pac_compression *")
-        check(self._lib.pac_compress(self._engine, self._method(method), mask_only, scores, out))
+        hidden = flag("mask_only", mask_only)
+        check(self._lib.pac_compress(self._engine, self._method(method), hidden, scores, out))
         return self._scores(scores), self._compression(out)
 
     def _method(self, method: EngineMethod) -> Any:
@@ -359,7 +350,7 @@ class Engine:
 
     def tokenize(self, text: str, special: bool = False) -> NDArray[np.int32]:
         """Token ids of a text: int32 [n]. special: control tokens like ``<|im_end|>`` are recognised."""
-        data = utf8(text)
+        data, special = utf8(text), flag("special", special)
         count = check(self._lib.pac_tokenize(self._engine, data, special, self._ffi.NULL, 0))
         ids = self._ffi.new("int32_t[]", max(count, 1))
         check(self._lib.pac_tokenize(self._engine, data, special, ids, count))
@@ -367,8 +358,8 @@ class Engine:
 
     def token_bytes(self, token: int, special: bool = False) -> bytes:
         """Text of a token; may end inside a UTF-8 sequence. special: control tokens have their name, else none."""
-        buffer = self._ffi.new("char[]", _TOKEN_BYTES)
-        count = check(self._lib.pac_token_bytes(self._engine, int32("token", token), special, buffer, _TOKEN_BYTES))
+        buffer, id_, special = self._ffi.new("char[]", _TOKEN_BYTES), int32("token", token), flag("special", special)
+        count = check(self._lib.pac_token_bytes(self._engine, id_, special, buffer, _TOKEN_BYTES))
         return bytes(self._ffi.buffer(buffer, count))
 
     def decode(self, token: int) -> None:

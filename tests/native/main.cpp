@@ -6,8 +6,10 @@
 extern cases cases_of_aircache; // test_aircache.cpp
 extern cases cases_of_archive;  // test_archive.cpp
 extern cases cases_of_faults;   // test_faults.cpp
+extern cases cases_of_memory;   // test_memory.cpp
 extern cases cases_of_observe;  // test_observe.cpp
 extern cases cases_of_ranges;   // test_ranges.cpp
+extern cases cases_of_refusals; // test_refusals.cpp
 extern cases cases_of_states;   // test_states.cpp
 extern cases cases_of_synthetic; // test_synthetic.cpp
 
@@ -18,8 +20,8 @@ static const char * value_of(const char * arg, const char * name) {
 
 int main(int argc, char ** argv) {
     cases all;
-    for (const auto * some : { &cases_of_aircache, &cases_of_archive, &cases_of_faults, &cases_of_observe, &cases_of_ranges, &cases_of_states,
-            &cases_of_synthetic }) {
+    for (const auto * some : { &cases_of_aircache, &cases_of_archive, &cases_of_faults, &cases_of_memory, &cases_of_observe, &cases_of_ranges,
+            &cases_of_refusals, &cases_of_states, &cases_of_synthetic }) {
         all.insert(some->begin(), some->end());
     }
 
