@@ -22,23 +22,18 @@ struct entry {
     int64_t n_bytes;
 };
 
-// used by the thread that decodes alone
-std::list<entry> entries; // most recently used first
 bool    enabled = false;
 int64_t max_bytes = 0;
 
-// what /metrics shows, written under a lock
+// Written by the thread that decodes alone, which locks to write; others lock to read: /slots and /metrics.
 std::mutex mutex;
+std::list<entry> entries; // most recently used first
 int64_t  n_bytes    = 0;
 uint64_t n_recalled = 0;
 
-void add_bytes(int64_t n) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    n_bytes += n;
-}
-
 void remove(std::list<entry>::iterator it) {
-    add_bytes(-it->n_bytes);
+    const std::lock_guard<std::mutex> lock(mutex);
+    n_bytes -= it->n_bytes;
     entries.erase(it);
 }
 
@@ -73,6 +68,7 @@ void server_aircache_archives_init(bool possible) {
 }
 
 size_t server_aircache_archived(const server_tokens & prompt) {
+    const std::lock_guard<std::mutex> lock(mutex);
     const auto it = find(prompt);
     return it == entries.end() ? 0 : it->tokens.size();
 }
@@ -91,8 +87,8 @@ void server_aircache_observer::recall(llama_context * ctx, llama_seq_id seq, con
     if (observing && llama_aircache_archive_restore(ctx, seq, it->archive.get()) == LLAMA_AIRCACHE_OK) {
         held = it->tokens.clone();
         held.aircache.n_observed = n_recalled = held.size();
-        entries.splice(entries.begin(), entries, it);
         const std::lock_guard<std::mutex> lock(mutex);
+        entries.splice(entries.begin(), entries, it);
         ::n_recalled++;
         return;
     }
@@ -136,8 +132,11 @@ void server_aircache_observer::archive(llama_context * ctx, llama_seq_id seq, co
         return;
     }
     const int64_t size = llama_aircache_archive_bytes(made);
-    entries.push_front({ std::move(prefix), std::unique_ptr<llama_aircache_archive, archive_free>(made), size });
-    add_bytes(size);
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        entries.push_front({ std::move(prefix), std::unique_ptr<llama_aircache_archive, archive_free>(made), size });
+        n_bytes += size;
+    }
     while (n_bytes > max_bytes) { // observed queries take room, too
         remove(std::prev(entries.end()));
     }

@@ -133,10 +133,11 @@ void server_aircache_take(llama_context * ctx, llama_seq_id seq, server_tokens &
     for (size_t i = 0; i < restored.size(); ++i) {
         n_media += restored[i] == LLAMA_TOKEN_NULL;
     }
+    const int64_t n_later = (int64_t) restored.size() - (int64_t) cells.n_tokens; // text, which has a cell in every layer
     const bool fits = known && stats.n_zone > 0 && cells.params.active() && cells.n_tokens <= restored.size() &&
         cells.n_visual > 0 && (size_t) cells.n_visual <= n_media && cells.n_kept > 0 && cells.n_kept <= cells.n_visual &&
-        cells.kv_bytes_cell == stats.kv_bytes_cell && cells.kv_bytes_now(restored.size()) == stats.kv_bytes &&
-        cells.n_cells + (int64_t) (restored.size() - cells.n_tokens) == stats.n_cells;
+        cells.kv_bytes_cell == stats.kv_bytes_cell && cells.kv_bytes == stats.kv_bytes - n_later*stats.kv_bytes_cell &&
+        cells.n_cells == stats.n_cells - n_later;
     if (!fits) {
         refuse("does not fit its cells");
     }
