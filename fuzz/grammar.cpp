@@ -5,6 +5,7 @@
 #include "fuzz.h"
 
 #include "aircache-params.h"
+#include "llama-aircache.h"
 #include "llama.h"
 
 #include <cstring>

@@ -4,6 +4,7 @@
 #include "fuzz.h"
 
 #include "aircache-params.h"
+#include "llama-aircache.h"
 #include "server-common.h"
 #include "server-schema.h"
 

@@ -1,8 +1,8 @@
 // What llama-server's flags and the fields of a request say about compression: the parts of a method (api/grammar.h), each
 // by its name with "aircache" before it. --aircache-uniform-share 0.5 is "aircache_uniform_share": 0.5.
+//
+// llama.cpp's common.h includes this, and so do most of its files: nothing is included here that changes often.
 #pragma once
-
-#include "llama-aircache.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -10,6 +10,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+struct llama_aircache_method;
 
 struct common_params_aircache {
     double      keep   = 1.0;        // kept share of the visual cells, (0, 1]; 1: nothing is done

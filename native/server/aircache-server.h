@@ -12,6 +12,7 @@
 #include "aircache-memory.h"
 #include "aircache-params.h"
 
+#include "llama-aircache.h"
 #include "mtmd.h"
 
 #include "json.h"

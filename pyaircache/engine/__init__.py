@@ -8,7 +8,8 @@ from ..spans import Size, Span
 from .engine import STAGE_ENCODE, STAGE_LOAD, STAGE_PREFILL, Engine, version
 from .marshal import Progress
 from .model import EngineModel
-from .protocol import EngineLike, ModelLike
+from .pool import EnginePool
+from .protocol import EngineLike, ModelLike, PoolLike
 from .selection import allocate, named_methods, select, statistics
 from .structs import (
     CacheType,
@@ -35,12 +36,14 @@ __all__ = [
     "EngineLike",
     "EngineMethod",
     "EngineModel",
+    "EnginePool",
     "Info",
     "Logprobs",
     "Message",
     "ModelFacts",
     "ModelInfo",
     "ModelLike",
+    "PoolLike",
     "Progress",
     "PromptInfo",
     "Sampling",

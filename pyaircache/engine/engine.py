@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,9 +93,6 @@ class Engine:
         progress: Progress | None = None,
         **options: int | str | None,
     ) -> None:
-        self._ptr: Any = None
-        self._pid = os.getpid()
-        self._ending = threading.RLock()  # between `cancel` and `close`; a signal handler may call both inside them
         if isinstance(model, EngineModel):
             if mmproj is not None:
                 raise ArgumentError("mmproj goes with the path of a model; an EngineModel has its projector already")
@@ -105,16 +102,33 @@ class Engine:
             options = {name: value for name, value in options.items() if name not in of_model or name in OPTIONS}
             shared = EngineModel(model, mmproj, progress=progress, **of_model)
         fork.check_new()
-        self._ffi, self._lib, _ = library.load()
-        ffi, lib = self._ffi, self._lib
+        ffi, lib, _ = library.load()
         params, _strings = c_params(ffi, "struct pac_engine_params", lib.pac_engine_default_params(), options, OPTIONS)
-        out = ffi.new("pac_engine **")
-        status = lib.pac_engine_new(shared.pointer, params, out)
-        if status == lib.PAC_OK:
-            self._ptr = ffi.gc(out[0], functools.partial(free_in, lib.pac_engine_free, os.getpid, self._pid))
-        if shared is not model:
-            shared.close()  # the engine holds it now
+        try:
+            self._make(lambda out: lib.pac_engine_new(shared.pointer, params, out))
+        finally:
+            if shared is not model:
+                shared.close()  # the engine holds it now
+
+    def _make(self, new: Callable[[Any], int]) -> None:
+        """Takes what a C function makes, which puts it into a ``pac_engine **`` and returns a status."""
+        self._ptr: Any = None
+        self._pid = os.getpid()
+        self._ending = threading.RLock()  # between `cancel` and `close`; a signal handler may call both inside them
+        self._ffi, self._lib, _ = library.load()
+        out = self._ffi.new("pac_engine **")
+        status = new(out)
+        if status == self._lib.PAC_OK:
+            free = functools.partial(free_in, self._lib.pac_engine_free, os.getpid, self._pid)
+            self._ptr = self._ffi.gc(out[0], free)
         check(status)
+
+    @classmethod
+    def made_by(cls, new: Callable[[Any], int]) -> Engine:
+        """The engine that a C function makes; for `EnginePool`."""
+        engine = cls.__new__(cls)
+        engine._make(new)
+        return engine
 
     def close(self) -> None:
         """Frees the engine; further calls raise StateError. May be called again; does nothing in a forked child."""
@@ -135,6 +149,16 @@ class Engine:
     def closed(self) -> bool:
         """Whether :meth:`close` has been called."""
         return self._ptr is None
+
+    @property
+    def pointer(self) -> Any:
+        """The ``pac_engine *``.
+
+        Raises:
+            StateError: It is closed.
+            ForkError: It belongs to the process that this one was forked from.
+        """
+        return self._engine
 
     @property
     def _engine(self) -> Any:

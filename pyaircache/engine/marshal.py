@@ -71,6 +71,27 @@ def struct_fields(ffi: Any, struct: Any, cls: type, **ready: Any) -> dict[str, A
     return values
 
 
+def c_images(ffi: Any, images: Sequence[NDArray[np.uint8] | Size]) -> tuple[Any, list[Any]]:
+    """Pictures for C: (array of ``pac_image``, buffers that must outlive it). A size stands for one without pixels.
+
+    Raises:
+        ArgumentError: One is no C-contiguous uint8 [H, W, 3] or [frames, H, W, 3].
+    """
+    items = ffi.new("struct pac_image[]", max(len(images), 1))
+    buffers = []
+    for i, image in enumerate(images):
+        if isinstance(image, tuple):
+            items[i].width, items[i].height = image
+            continue
+        contiguous = image.dtype == np.uint8 and image.flags.c_contiguous
+        if not contiguous or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.shape[0] == 0:
+            raise ArgumentError("the engine takes C-contiguous uint8 images [H, W, 3] and videos [frames, H, W, 3]")
+        buffers.append(ffi.from_buffer("uint8_t[]", image))
+        items[i].n_frames = image.shape[0] if image.ndim == 4 else 0
+        items[i].height, items[i].width, items[i].rgb = *image.shape[-3:-1], buffers[-1]
+    return items, buffers
+
+
 def int32(name: str, value: object) -> int:
     """A number for C, which checks whether it means something.
 
