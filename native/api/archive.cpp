@@ -5,6 +5,8 @@
 #include "cache/archive.h"
 #include "cache/faults.h"
 
+#include <algorithm>
+
 static void make_archive(llama_context * ctx, llama_seq_id seq, llama_pos p1, llama_aircache_archive ** out,
         const llama_aircache_archive::make_store & store) {
     const llama_aircache_fault_scope faults;
@@ -30,6 +32,25 @@ int32_t llama_aircache_archive_make(llama_context * ctx, llama_seq_id seq, llama
 int32_t llama_aircache_archive_make_on_device(llama_context * ctx, llama_seq_id seq, llama_pos p1, llama_aircache_archive ** out) {
     return llama_aircache_guarded([&] {
         make_archive(ctx, seq, p1, out, [](const auto & sections, uint64_t) { return llama_aircache_store::on_devices(sections); });
+    });
+}
+
+int32_t llama_aircache_device_free(llama_context * ctx, int64_t * bytes) {
+    return llama_aircache_guarded([&] {
+        const auto & air = llama_aircache_open(ctx, 0);
+        LLAMA_AIRCACHE_REQUIRE(bytes, "bytes is null");
+        *bytes = -1;
+        for (uint32_t l = 0; l < air.kv.n_layer(); ++l) {
+            auto * buft = ggml_backend_buffer_get_type(air.kv.k(l)->buffer);
+            auto * dev  = ggml_backend_buft_get_device(buft);
+            if (ggml_backend_buft_is_host(buft) || !dev) {
+                continue;
+            }
+            size_t free  = 0;
+            size_t total = 0;
+            ggml_backend_dev_memory(dev, &free, &total);
+            *bytes = *bytes < 0 ? (int64_t) free : std::min(*bytes, (int64_t) free);
+        }
     });
 }
 

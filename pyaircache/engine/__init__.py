@@ -5,12 +5,16 @@ logits. It checks what the engine needs, and holds no conversation and no lock.
 """
 
 from ..spans import Size, Span
+from .conversing import Part
 from .engine import STAGE_ENCODE, STAGE_LOAD, STAGE_PREFILL, Engine, version
 from .marshal import Progress
 from .model import EngineModel
 from .protocol import EngineLike, ModelLike
 from .selection import allocate, named_methods, select, statistics
 from .structs import (
+    ARCHIVES,
+    ArchiveInfo,
+    ArchiveKind,
     CacheType,
     Compression,
     EngineMethod,
@@ -26,9 +30,12 @@ from .structs import (
 )
 
 __all__ = [
+    "ARCHIVES",
     "STAGE_ENCODE",
     "STAGE_LOAD",
     "STAGE_PREFILL",
+    "ArchiveInfo",
+    "ArchiveKind",
     "CacheType",
     "Compression",
     "Engine",
@@ -41,6 +48,7 @@ __all__ = [
     "ModelFacts",
     "ModelInfo",
     "ModelLike",
+    "Part",
     "Progress",
     "PromptInfo",
     "Sampling",
