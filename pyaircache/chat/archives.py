@@ -30,20 +30,30 @@ def engine_options(archive: object) -> dict[str, int | str | None]:
     if isinstance(archive, str) and archive in _WORDS:
         return {"archive": ARCHIVES.index(archive)}  # type: ignore[arg-type]
     allowed = 'archive must be "auto", "device", "ram", "none", or the path of a folder or file'
-    if not isinstance(archive, (str, os.PathLike)) or isinstance(path := os.fspath(archive), bytes):
+    path = os.fspath(archive) if isinstance(archive, (str, os.PathLike)) else None
+    if not isinstance(path, str):
         raise ArgumentError(f"{allowed}, got {shown(archive)}")
-    file = Path(path)
-    if isinstance(archive, str) and not file.is_absolute() and len(file.parts) < 2 and not file.exists():
-        raise ArgumentError(f"{allowed}; got {shown(archive)}: give a file in this folder with the folder's name")
-    if file.is_dir():
-        file /= f"pyaircache-{os.getpid()}-{secrets.token_hex(6)}.archive"
     try:
-        if not file.parent.is_dir():
-            raise ArgumentError(f"the folder of archive={shown(archive)} does not exist")
-        if file.exists():
-            with file.open("rb") as there:
-                if there.read(len(_MAGIC)) != _MAGIC:
-                    raise ArgumentError(f"archive={shown(archive)} is there and is no archive: it is not written over")
+        file = _file(path, isinstance(archive, str))
+        return {"archive": ARCHIVES.index("file"), "archive_path": str(file.absolute())}
+    except FileExistsError:
+        raise ArgumentError(f"archive={shown(archive)} is there and is no archive: it is not written over") from None
     except (OSError, ValueError) as exc:
-        raise ArgumentError(f"archive={shown(archive)} cannot be used: {exc}") from None
-    return {"archive": ARCHIVES.index("file"), "archive_path": str(file.absolute())}
+        why = getattr(exc, "strerror", None) or str(exc)
+        raise ArgumentError(f"{allowed}; {shown(archive)} cannot be one: {why}") from None
+
+
+def _file(path: str, text: bool) -> Path:
+    """The archive's file; raises OSError or ValueError where none can be there."""
+    file = Path(path)
+    if file.is_dir():
+        return file / f"pyaircache-{os.getpid()}-{secrets.token_hex(6)}.archive"
+    if file.exists():
+        with file.open("rb") as there:
+            if there.read(len(_MAGIC)) != _MAGIC:
+                raise FileExistsError
+    elif text and not any(separator in path for separator in "/\\"):  # more likely a word that is spelt wrongly
+        raise ValueError("name a file in this folder as ./FILE")
+    if not file.parent.is_dir():
+        raise ValueError("its folder does not exist")
+    return file
