@@ -36,7 +36,7 @@ CHAPTERS = {
 LOW_LEVEL = "pyaircache.engine"
 RESULTS = {"report", "engine"}  # rooms of things that nobody makes by hand: their fields say all
 # Public by name, since other rooms of the package call them, but nothing for a user.
-OURS = {"AnswerStream.abandon", "AnswerStream.end", "Method.engine", "Pool.of", "Window.of"} | {
+OURS = {"AnswerStream.abandon", "AnswerStream.end", "Method.engine", "Method.of", "Pool.of", "Window.of"} | {
     f"{name}.fields" for name in ("All", "Elite", "Last", "Pool", "Text", "Visual", "Window")
 }
 

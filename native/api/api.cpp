@@ -304,11 +304,48 @@ int32_t llama_aircache_stats(llama_context * ctx, llama_seq_id seq, llama_aircac
     });
 }
 
+int32_t llama_aircache_memory(llama_context * ctx, llama_seq_id seq, llama_aircache_bytes * out) {
+    return llama_aircache_guarded([&] {
+        const auto & air = open(ctx, std::max(seq, 0));
+        LLAMA_AIRCACHE_REQUIRE(seq >= -1, "sequence %d does not exist", seq);
+        LLAMA_AIRCACHE_REQUIRE(out, "out is null");
+        LLAMA_AIRCACHE_REQUIRE(out->size == sizeof(*out), "the size is %u, and this library's %zu: begin with "
+                "llama_aircache_bytes_empty(), or build with this library's header", out->size, sizeof(*out));
+        out->reserved = out->allocated = 0;
+        for (uint32_t s = 0; s < air.kv.n_stream(); ++s) {
+            if (seq < 0 || air.kv.stream(seq) == s) {
+                out->reserved  += air.kv.reserved_bytes();
+                out->allocated += air.kv.allocated_bytes(s);
+            }
+        }
+    });
+}
+
 int32_t llama_aircache_resident(llama_context * ctx, int64_t * bytes) {
     return llama_aircache_guarded([&] {
         const auto & air = llama_aircache_open(ctx, 0);
         LLAMA_AIRCACHE_REQUIRE(bytes, "bytes is null");
-        *bytes = air.kv.resident_bytes();
+        *bytes = 0;
+        for (uint32_t s = 0; s < air.kv.n_stream(); ++s) {
+            *bytes += air.kv.allocated_bytes(s);
+        }
+    });
+}
+
+int32_t llama_aircache_resize(llama_context * ctx, int32_t n_cells) {
+    return llama_aircache_guarded([&] {
+        const llama_aircache_fault_scope faults;
+
+        auto & air = open(ctx, 0);
+        LLAMA_AIRCACHE_REQUIRE(n_cells >= 0 && (uint32_t) n_cells <= air.kv.n_cells(), "n_cells is %d: it must be in [0, %u], the cells of a sequence",
+                n_cells, air.kv.n_cells());
+        {
+            const llama_aircache_fault_pause others;
+
+            ctx->synchronize();
+            ctx->memory_update(false);
+        }
+        llama_aircache_runner::get(ctx, air).resize(n_cells);
     });
 }
 

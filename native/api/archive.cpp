@@ -6,6 +6,7 @@
 #include "cache/faults.h"
 
 #include <algorithm>
+#include <new>
 
 static void make_archive(llama_context * ctx, llama_seq_id seq, llama_pos p1, llama_aircache_archive ** out,
         const llama_aircache_archive::make_store & store) {
@@ -64,6 +65,9 @@ int32_t llama_aircache_archive_restore(llama_context * ctx, llama_seq_id seq, co
         archive->check(air, seq);
 
         air.kv.remove(seq);
+        if (!air.make_room(air.kv.stream(seq), archive->n_cells())) {
+            throw std::bad_alloc();
+        }
         archive->restore(air, seq);
     });
 }

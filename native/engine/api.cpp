@@ -71,6 +71,7 @@ struct pac_engine_params pac_engine_default_params(void) {
     res.cache_type_k = "f16";
     res.cache_type_v = "f16";
     res.flash_attn   = -1;
+    res.resize_kv    = true;
     return res;
 }
 

@@ -113,6 +113,9 @@ void pac_engine::evict(const int32_t * new_budgets, const int32_t * new_kept, do
     out.kept          = kept.data();
     out.kv_bytes_full = before.kv_bytes;
     out.kv_bytes      = after.kv_bytes;
+    if (after.n_cells < before.n_cells) {
+        context->shrink();
+    }
     out.ms_evict      = (llama_time_us() - t_start)/1000.0;
 }
 
@@ -168,5 +171,5 @@ void pac_engine::compress(const pac_method & method, bool mask_only, pac_scores 
     out.kv_bytes_full = before.kv_bytes;
     out.kv_bytes      = after.kv_bytes;
     out.ms_score      = res.ms_score;
-    out.ms_evict      = res.ms_evict;
+    out.ms_evict      = res.ms_evict + (after.n_cells < before.n_cells ? context->shrink() : 0);
 }

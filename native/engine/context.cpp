@@ -66,6 +66,25 @@ void pac_context::give_seq(llama_seq_id seq) {
 }
 
 //
+// memory
+//
+
+void pac_context::make_room(int32_t n_cells) {
+    if (n_room > 0 && n_cells > n_room) {
+        pac_check(llama_aircache_resize(ctx.get(), n_cells));
+        n_room = n_cells;
+    }
+}
+
+double pac_context::shrink() {
+    const int64_t t_start = llama_time_us();
+    if (resizes && llama_aircache_resize(ctx.get(), 0) == LLAMA_AIRCACHE_OK) {
+        n_room = 1; // what is in use, rounded up
+    }
+    return (llama_time_us() - t_start)/1000.0; // and if it failed, the large buffers serve on
+}
+
+//
 // making one
 //
 
@@ -103,7 +122,8 @@ void pac_context::check(const pac_engine_params & params) {
     }
 }
 
-pac_context::pac_context(const pac_model & model, const pac_engine_params & params, int32_t n_seq) : n_seq(n_seq), taken(n_seq) {
+pac_context::pac_context(const pac_model & model, const pac_engine_params & params, int32_t n_seq) :
+        n_seq(n_seq), resizes(params.resize_kv && n_seq == 1), taken(n_seq) {
     check(params);
     running.reserve(n_seq);
 

@@ -96,8 +96,11 @@ pac_stats pac_engine::stats() const {
         res.n_past = air.n_cells;
         res.n_free = air.n_free;
         res.kv_bytes = air.kv_bytes;
-        res.kv_bytes_allocated = (int64_t) (air.n_cells + air.n_free)*air.kv_bytes_cell;
-        pac_check(llama_aircache_resident(ctx, &res.kv_bytes_resident));
+
+        auto bytes = llama_aircache_bytes_empty();
+        pac_check(llama_aircache_memory(ctx, seq, &bytes));
+        res.kv_bytes_reserved  = bytes.reserved;
+        res.kv_bytes_allocated = bytes.allocated;
     }
     return res;
 }

@@ -296,6 +296,8 @@ void pac_engine::prompt(const pac_pieces & pieces, int32_t reserve, const pac_me
     std::vector<uint8_t> encoded(pieces.n_images);
 
     evaluate(pieces.whole, [&](pac_turn & mine) {
+        context->make_room(n_cells + (int32_t) layout.tokens.size() + reserve);
+
         job now = { mine, pieces, layout, method, progress, user_data, {}, std::move(encoded) };
 
         has_logits = false;

@@ -165,9 +165,32 @@ static inline struct llama_aircache_seq_stats llama_aircache_stats_empty(void) {
 
 LLAMA_API int32_t llama_aircache_stats(struct llama_context * ctx, llama_seq_id seq, struct llama_aircache_seq_stats * out);
 
-// Bytes of the whole cache, all streams, that are in RAM. On Linux and the CPU memory is taken page by page as cells are
-// written, and given back where an eviction leaves nothing; elsewhere it is all there from the beginning.
+// Bytes of K and V in all layers (docs/memory.md).
+struct llama_aircache_bytes {
+    uint32_t size;      // sizeof(struct llama_aircache_bytes)
+    int64_t  reserved;  // cells of the context window * row bytes: addresses, and what stock llama.cpp allocates
+    int64_t  allocated; // memory that was taken: on Linux and the CPU pages that hold something, elsewhere buffers
+};
+
+// all 0 but for the size: the caller's, not the library's
+static inline struct llama_aircache_bytes llama_aircache_bytes_empty(void) {
+    struct llama_aircache_bytes res;
+    memset(&res, 0, sizeof(res));
+    res.size = sizeof(res);
+    return res;
+}
+
+// of a sequence's stream; seq -1: of all of them
+LLAMA_API int32_t llama_aircache_memory(struct llama_context * ctx, llama_seq_id seq, struct llama_aircache_bytes * out);
+
+// allocated, of all streams
 LLAMA_API int32_t llama_aircache_resident(struct llama_context * ctx, int64_t * bytes);
+
+// Where memory does not come and go by pages, on devices: makes the cache's buffers anew with room for n_cells cells a
+// sequence, rounded up to 256; at least those in use, at most the context's. What is kept is copied on the device. From then on buffers
+// grow by themselves when a decode or a restored state needs more. Elsewhere nothing is done.
+// Both buffers are there while rows are copied. MEMORY, COMPUTE: all is as it was.
+LLAMA_API int32_t llama_aircache_resize(struct llama_context * ctx, int32_t n_cells);
 
 // For measuring: fills an empty sequence as if a prompt of the positions [0, pos_end) with these spans had been decoded, with
 // made-up numbers of a seed in K and V. Nothing is computed, and there are no logits; tokens are decoded behind it, from

@@ -152,6 +152,8 @@ struct pac_engine_params {
     const char * cache_type_v;
     int32_t      flash_attn;   // of the text model: -1 auto, 0 off, 1 on
     bool         keep_embeddings; // for pac_image_embeddings
+    bool         resize_kv;    // on devices, with one sequence: make K and V anew, as large as needed, after a compression and before
+                               // a prompt. Elsewhere memory comes and goes by pages. True by default
     int32_t      archive;      // enum pac_archive_kind: of the prompts of pac_conversation that are observed
     const char * archive_path; // with PAC_ARCHIVE_FILE: a file that is written anew, and removed with the engine. One that is
                                // there and is no archive is refused when it is to be written
@@ -257,10 +259,11 @@ PAC_API struct pac_method pac_method_default(void);
 PAC_API const char * pac_method_name(int32_t index);
 PAC_API int32_t      pac_method_by_name(const char * name, struct pac_method * out);
 
-// The parts of a method in words, the same for llama-server's flags and request fields, for the command line and for Python;
-// docs/methods.md has the grammar. Parts: keep, window, alpha, score, keys, pool, allocation, merge, uniform_share, last_term,
-// value_norm, diversity, min_keep, rank, seed, and method: a name, all parts but keep.
-PAC_API const char * pac_method_part(int32_t index); // 0, 1, ... until NULL
+// The parts of a method in words, the same for llama-server's flags and request fields, for the command line and for Python:
+// docs/methods.md. "method" is a name and sets all parts but keep. Each with one word for its values, and a line of help.
+PAC_API const char * pac_method_part     (int32_t index); // 0, 1, ... until NULL
+PAC_API const char * pac_method_part_hint(int32_t index);
+PAC_API const char * pac_method_part_help(int32_t index);
 // Reads text, e.g. "window", "elite:0.5:last". On failure (PAC_ERR_ARGUMENT) the method is as it was; the message begins with
 // the part and says what it may be.
 PAC_API int32_t      pac_method_set(struct pac_method * method, const char * part, const char * text);
@@ -427,8 +430,8 @@ struct pac_stats {
     int32_t n_graphs_reused;
     int32_t n_decodes;      // graph evaluations since the last pac_prompt
     int64_t kv_bytes;       // bytes that attention reads: sum over layers of their cells * row bytes
-    int64_t kv_bytes_allocated; // of all cells of the context, in use or not
-    int64_t kv_bytes_resident;  // of them in RAM, by pages: on Linux and the CPU they come with use and go with evicted cells
+    int64_t kv_bytes_reserved;  // of all cells of the context, in use or not
+    int64_t kv_bytes_allocated; // memory taken for them: on Linux and the CPU pages that hold something, elsewhere buffers
 };
 PAC_API int32_t pac_engine_stats(const pac_engine * engine, struct pac_stats * out);
 
@@ -448,7 +451,6 @@ PAC_API void    pac_pool_free(pac_pool * pool);
 // An engine of the pool, for all the calls above; to be freed with pac_engine_free. PAC_ERR_STATE: all n_engines are there.
 // Engines of one pool may be used by different threads, as others may, but their computations wait for one another, in the
 // order of coming. pac_prompt gives way to them after every n_ubatch tokens, and while an image is encoded.
-// pac_stats.kv_bytes_resident is that of the whole pool.
 PAC_API int32_t pac_pool_engine(pac_pool * pool, pac_engine ** out);
 
 struct pac_step {

@@ -11,6 +11,7 @@
 
 #include "aircache-params.h"
 
+#include "llama-aircache.h"
 #include "mtmd.h"
 
 #include "json.h"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,9 @@ from typing import Any, Literal, TypeVar, overload
 from .. import checks
 from ..checks import flag
 from ..engine.structs import Info
-from ..errors import StateError
+from ..errors import CancelledError, StateError
 from ..images import Picture
+from ..progress import OnProgress, Stage, callback
 from ..report.report import Report
 from ..spans import Span
 from .answer import Answer, AnswerStream
@@ -61,7 +63,9 @@ class AsyncChat:
         **options: Any,
     ) -> None:
         inspect.signature(Chat).bind(model, mmproj, **options)
-        self._make: Callable[[], Chat] = lambda: Chat(model, mmproj, **options)
+        self._make: Callable[..., Chat] = lambda **more: Chat(model, mmproj, **{**options, **more})
+        self._told: OnProgress | None = options.get("on_progress")
+        self._loads = not isinstance(model, Model)
         self._made: Chat | None = None
         self._turns = Turns()
         self._stream: Callable[[], AsyncAnswerStream | None] = lambda: None
@@ -238,14 +242,23 @@ class AsyncChat:
     async def _chat(self) -> Chat:
         """The Chat, loaded if need be; the caller has its turn."""
 
+        over = threading.Event()
+
+        def progress(stage: Stage, done: int, total: int) -> None:
+            if over.is_set():
+                raise CancelledError("the loading was cancelled")
+            if self._told is not None:
+                self._told(stage, done, total)
+
         def make() -> Chat:
-            made = self._make()
+            callback(self._told)  # which says what is wrong with it
+            made = self._make(on_progress=progress) if self._loads else self._make()
             self._made = made  # here, so that it is not lost with a task that is cancelled meanwhile
             return made
 
         if self._made is not None:
             return self._made
-        return await self._run(make, lambda: None)
+        return await self._run(make, over.set)
 
     async def _hold(self, what: str, body: Callable[[Chat], Result], timeout: float | None) -> Result:
         async with Turn(self._turns, what, checks.timeout(timeout)):

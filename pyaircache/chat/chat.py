@@ -173,7 +173,7 @@ class Chat(Asking):
         """The conversation as OpenAI-style messages, a copy: what `complete` takes.
 
         An image is ``{"type": "image_url", "image_url": {"url": image}}`` with the object that was given; the name of a
-        file as a ``pathlib.Path``. A question that is being answered is not among them yet.
+        file as a ``pathlib.Path``, a file object as its bytes. A question that is being answered is not among them yet.
         """
         return self._session.messages()
 

@@ -18,6 +18,7 @@ from ..errors import CancelledError, ProjectorError, StateError, UnsupportedErro
 from ..methods.policy import PolicyContext, kept_sets
 from ..progress import ProgressLine
 from ..report import pictures
+from ..report.process import process_memory
 from ..report.report import Report
 from ..spans import Size, Span
 from .conversation import Turn, matching, next_prompt
@@ -364,7 +365,8 @@ class Session:
         report.ms_encode, report.ms_prefill = prompt.ms_encode, prompt.ms_prefill
         report.n_encoded, report.n_reused = prompt.n_encoded, prompt.n_reused
         report.layers, report.kv_bytes = self.info.n_layers, stats.kv_bytes
-        report.kv_bytes_allocated, report.kv_bytes_resident = stats.kv_bytes_allocated, stats.kv_bytes_resident
+        report.kv_bytes_reserved, report.kv_bytes_allocated = stats.kv_bytes_reserved, stats.kv_bytes_allocated
+        report.process_bytes, report.process_bytes_peak = process_memory()
         if compressed is not None:
             scores, result = compressed
             report.scores, report.observers, report.alive = scores.scores, scores.elite, scores.alive

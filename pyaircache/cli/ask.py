@@ -15,14 +15,11 @@ from PIL import Image
 from ..chat.answer import Answer
 from ..chat.chat import Chat
 from ..images import load_images
-from ..methods.choice import refined
-from ..methods.grammar import read
-from ..methods.method import ALLOCATIONS
 from . import options, terminal
-from .arguments import pictures_and_question, stdin, text_of
+from .arguments import pictures_and_question, refuse_addresses, stdin, text_of
 
 
-@click.command()
+@click.command(cls=options.MethodCommand)
 @click.argument("arguments", metavar="[IMAGE]... QUESTION", nargs=-1)
 @click.option("-q", "--question", metavar="QUESTION", help="The question; then every argument is an image.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the question.")
@@ -30,13 +27,6 @@ from .arguments import pictures_and_question, stdin, text_of
 @options.mmproj()
 @options.no_mmproj
 @click.option("--image-urls", is_flag=True, help="An image may be an http(s) address.")
-@click.option("--keep", metavar="SHARE", help="Share of visual KV cells to keep, (0, 1]; default: 0.1.")
-@click.option("--method", default="aircache", show_default=True, help="A name of `pyaircache methods`.")
-@click.option("--alpha", metavar="SHARE", help="Threshold of an elite window, (0, 1]; default: 0.9.")
-@click.option("--window", metavar="WINDOW", help="Who observes: elite, last:16, text, visual:32 or all.")
-@click.option("--allocation", metavar="NAME", help=f"How layers share the cells: {', '.join(ALLOCATIONS)}.")
-@click.option("--pool", metavar="POOL", help="Pooling of scores: max:5, avg:5, max:3x3 (on the grid), none.")
-@click.option("--merge", metavar="SHARE", help="Share of the dropped tokens to merge instead, [0, 1].")
 @options.as_json
 @click.option("--heatmap", metavar="OUT.png", help="Paint what was kept onto the image; several: OUT-1.png ...")
 @click.option("-c", "--ctx", type=int, help="Context window in tokens; default: the model's own, at most 32768.")
@@ -46,7 +36,7 @@ from .arguments import pictures_and_question, stdin, text_of
 @click.option("--top-p", type=float, metavar="P", help="Draw among those that have this probability together, (0, 1].")
 @click.option("--min-p", type=float, metavar="P", help="Draw among those this likely, relative to the best, [0, 1].")
 @click.option("--repeat-penalty", type=float, metavar="X", help="Above 1: tokens that were there become less likely.")
-@click.option("--seed", type=int, help="Of an answer with a temperature, and of the method random.")
+@click.option("--seed", type=int, help="Of an answer with a temperature, and of random scores.")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before this text; may be repeated.")
 @click.option("--json-schema", metavar="FILE|JSON", help="The answer is JSON that follows this schema.")
 @click.option("--grammar", metavar="FILE", help="The answer follows this GBNF grammar.")
@@ -64,13 +54,6 @@ def ask(
     mmproj: str | None,
     no_mmproj: bool,
     image_urls: bool,
-    keep: str | None,
-    method: str,
-    alpha: str | None,
-    window: str | None,
-    allocation: str | None,
-    pool: str | None,
-    merge: str | None,
     as_json: bool,
     heatmap: str | None,
     ctx: int | None,
@@ -90,21 +73,21 @@ def ask(
     cache_type_v: str,
     rpc_servers: str | None,
     verbose: bool,
+    **parts: str | None,
 ) -> None:
     """Ask QUESTION about any number of images ("-" reads one from stdin).
 
     The last argument is the question, unless --question gives it. Behind "--" nothing is an option: a question may
     begin with "-" there.
 
-    --alpha, --window, --allocation, --pool and --merge replace that part of the method (docs/methods.md).
+    The options below --verbose say what is kept of the images: --keep and --method, and what replaces a part of that
+    method (docs/methods.md).
     """
     names, question = pictures_and_question(arguments, question)
     projector = options.projector(mmproj, no_mmproj)
+    if not image_urls:
+        refuse_addresses(names)
     _check_heatmap(heatmap, names)
-    loading = options.given(
-        keep=read("keep", keep).keep if keep is not None else None,
-        system=system,
-    )
     asking = options.given(
         top_k=top_k,
         top_p=top_p,
@@ -114,15 +97,12 @@ def ask(
         json_schema=text_of("--json-schema", json_schema, "{"),
         grammar=text_of("--grammar", grammar),
     )
-    parts = {"alpha": alpha, "window": window, "allocation": allocation, "pool": pool, "merge": merge}
-    chosen, threshold = refined(method, **parts, seed=seed)
+    loading = options.given(system=system) | options.chosen(parts, seed)
     # Read once: stdin has no second time, and what lies at an address may change before it is painted
     pictures = load_images([stdin() if name == "-" else name for name in names] or None, urls=image_urls)
     chat = Chat(
         model,
         projector,
-        method=cast(Any, chosen),  # Chat says which it takes
-        alpha=threshold,
         n_ctx=ctx,
         n_gpu_layers=n_gpu_layers,
         n_threads=threads,

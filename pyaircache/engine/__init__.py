@@ -9,7 +9,8 @@ from .conversing import Part
 from .engine import STAGE_ENCODE, STAGE_LOAD, STAGE_PREFILL, Engine, version
 from .marshal import Progress
 from .model import EngineModel
-from .protocol import EngineLike, ModelLike
+from .pool import EnginePool
+from .protocol import EngineLike, ModelLike, PoolLike
 from .selection import allocate, named_methods, select, statistics
 from .structs import (
     ARCHIVES,
@@ -42,6 +43,7 @@ __all__ = [
     "EngineLike",
     "EngineMethod",
     "EngineModel",
+    "EnginePool",
     "Info",
     "Logprobs",
     "Message",
@@ -49,6 +51,7 @@ __all__ = [
     "ModelInfo",
     "ModelLike",
     "Part",
+    "PoolLike",
     "Progress",
     "PromptInfo",
     "Sampling",

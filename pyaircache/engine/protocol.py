@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import PyAircacheError
 from ..spans import Size
 from . import structs
 from .conversing import Part
 from .engine import Engine
 from .marshal import Progress
 from .model import EngineModel
+from .pool import EnginePool
 
 
 class ModelLike(Protocol):
@@ -98,5 +100,16 @@ class EngineLike(Protocol):
     def reset(self) -> None: ...
 
 
+class PoolLike(Protocol):
+    """See `EnginePool` for what each call does; ``Any`` stands for the engines of its own kind."""
+
+    def engine(self) -> EngineLike: ...
+
+    def decode(self, steps: Sequence[tuple[Any, int]]) -> list[PyAircacheError | None]: ...
+
+    def close(self) -> None: ...
+
+
 _model: type[ModelLike] = EngineModel
 _engine: type[EngineLike] = Engine  # mypy compares every signature
+_pool: type[PoolLike] = EnginePool

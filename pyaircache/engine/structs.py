@@ -229,8 +229,8 @@ class Stats:
     n_graphs_reused: int
     n_decodes: int
     kv_bytes: int
+    kv_bytes_reserved: int
     kv_bytes_allocated: int
-    kv_bytes_resident: int
 
 
 @dataclass(frozen=True)

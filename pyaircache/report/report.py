@@ -89,8 +89,10 @@ class Report:
         kv_bytes_full: Bytes of the whole conversation's cells in all layers, were nothing evicted; when the first
             token was sampled, as ``kv_bytes``.
         kv_bytes: Bytes of the cells that are left: what attention reads in a step.
-        kv_bytes_allocated: Bytes of all cells of the context window, in use or not.
-        kv_bytes_resident: Bytes of them that are in RAM (docs/memory.md).
+        kv_bytes_reserved: Bytes of all cells of the context window, in use or not: what stock llama.cpp allocates.
+        kv_bytes_allocated: Bytes of memory that was taken for them when the first token was sampled (docs/memory.md).
+        process_bytes: Bytes of this process in RAM at that time: Linux's VmRSS; 0 where the system does not say.
+        process_bytes_peak: The most of them since the process began (VmHWM); 0 where the system does not say.
         archive: Where the prompt's full cells are kept for the next question: "device", "ram", "file", or "none".
         archive_bytes: Bytes that they take there, beside the three above.
         archive_note: "", or why there is no archive, or why it did not serve this question.
@@ -133,8 +135,10 @@ class Report:
     skewness: NDArray[np.float64] = field(default_factory=_floats)
     kv_bytes_full: int = 0
     kv_bytes: int = 0
+    kv_bytes_reserved: int = 0
     kv_bytes_allocated: int = 0
-    kv_bytes_resident: int = 0
+    process_bytes: int = 0
+    process_bytes_peak: int = 0
     archive: str = "none"
     archive_bytes: int = 0
     archive_note: str = ""
@@ -297,6 +301,10 @@ class Report:
             rows.append(("observers", _summary(np.array([len(one) for one in self.observers]))))
         ratio = f" ({self.kv_bytes / self.kv_bytes_full:.1%})" if self.kv_bytes_full else ""
         rows.append(("KV cache", f"{_bytes(self.kv_bytes)} of {_bytes(self.kv_bytes_full)}{ratio}"))
+        taken = f"{_bytes(self.kv_bytes_allocated)} allocated, {_bytes(self.kv_bytes_reserved)} reserved"
+        if self.process_bytes:
+            taken += f"; process {_bytes(self.process_bytes)}, at most {_bytes(self.process_bytes_peak)}"
+        rows.append(("memory", taken))
         rows.append(("prompt", f"{self.prompt_tokens} tokens"))
         rows.append(("answer", f"{self.answer_tokens} tokens (stopped: {self.stop_reason or 'running'})"))
         steps = ("encode", "prefill", "compress", "first_token", "decode")

@@ -64,8 +64,8 @@ class PaperEngine:
         bytes_in_use = self.cells * ROW
         return SimpleNamespace(
             kv_bytes=bytes_in_use,
+            kv_bytes_reserved=bytes_in_use,
             kv_bytes_allocated=bytes_in_use,
-            kv_bytes_resident=bytes_in_use,
             n_decodes=self.decodes,
             n_graphs_reused=max(self.decodes - 1, 0),
         )
