@@ -230,6 +230,9 @@ LLAMA_API int32_t llama_aircache_archive_make(struct llama_context * ctx, llama_
 LLAMA_API int32_t llama_aircache_archive_make_on_device(struct llama_context * ctx, llama_seq_id seq, llama_pos p1,
         struct llama_aircache_archive ** out);
 
+// Free bytes on the devices that hold the cache: of the one with the least; -1 when it lies in host memory.
+LLAMA_API int32_t llama_aircache_device_free(struct llama_context * ctx, int64_t * bytes);
+
 // Empties seq and puts the archived cells in its place, [0, n) of its stream; gives what was observed to the observation of seq,
 // which was begun with llama_aircache_observe before (without one only cells come back: enough where all observed tokens stand
 // behind p1, or nothing is compressed). Text from p1 on is to be decoded next.

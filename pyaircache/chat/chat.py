@@ -20,6 +20,7 @@ from ..methods.policy import Policy
 from ..progress import OnProgress
 from ..spans import Span
 from .answer import CLOSED
+from .archives import Archive, engine_options
 from .asking import Asking, warning
 from .gate import Gate, Lease
 from .many import AskingMany, Item, Many, Settings
@@ -66,6 +67,11 @@ class Chat(Asking, AskingMany):
         n_threads: CPU threads, at most 512; None: the Model's number; 0: one per physical core.
         cache_type_k: Type of the cache's keys: f32, f16, bf16, q8_0 or q4_0.
         cache_type_v: Type of its values.
+        archive: Where the full cells of a prompt stay, up to its last picture, so that a follow-up sees all of it again
+            (docs/asking-again.md). ``"device"``: beside the cache; ``"ram"``: in host memory; a path: a file, or one in
+            that folder, which is removed with the Chat; ``"none"``: nowhere, and a follow-up sees what the questions
+            before it left; ``"auto"``: on the device or in RAM where at least twice as much is free, else nowhere. The
+            report says which it is. ``keep=1`` needs none and makes none.
         rpc_servers: ``"host:port"`` of ggml RPC servers to compute on, several separated by commas or as a list.
         image_urls: Whether pictures may be ``http(s)://`` addresses, which are then fetched (docs/pictures.md).
         image_cache_bytes: Memory for the embeddings of pictures that were encoded; None: 256 MiB; 0: none are kept.
@@ -101,6 +107,7 @@ class Chat(Asking, AskingMany):
         n_threads: int | None = None,
         cache_type_k: CacheType = "f16",
         cache_type_v: CacheType = "f16",
+        archive: Archive = "auto",
         rpc_servers: str | Sequence[str] | None = None,
         image_cache_bytes: int | None = None,
         image_urls: bool = False,
@@ -112,6 +119,7 @@ class Chat(Asking, AskingMany):
             "n_threads": threads(n_threads),
             "cache_type_k": one_of("cache_type_k", cache_type_k, CACHE_TYPES),
             "cache_type_v": one_of("cache_type_v", cache_type_v, CACHE_TYPES),
+            **engine_options(archive),
         }
         of_model: dict[str, Any] = {
             "mmproj": mmproj,
@@ -142,7 +150,7 @@ class Chat(Asking, AskingMany):
                 Lease(self._gate, "loading"),
                 lambda: Engine(self.model.loaded, **options),  # type: ignore[arg-type]
             )
-            self._session = Session(self._engine, self.model.path.name)
+            self._session = Session(self._engine, self.model.path.name, archives=bool(options["archive"]))
         except BaseException:
             self._quieten()
             raise

@@ -19,6 +19,7 @@ from ..errors import ArgumentError, StateError
 from ..spans import Size, Span
 from . import fork, library
 from . import model as models
+from .conversing import Conversing
 from .marshal import (
     Progress,
     ProgressCallback,
@@ -54,7 +55,7 @@ STAGE_LOAD, STAGE_ENCODE, STAGE_PREFILL = 0, 1, 2
 
 OPTIONS = (
     "n_ctx", "n_batch", "n_ubatch", "n_threads", "cache_type_k", "cache_type_v", "flash_attn", "keep_embeddings",
-    "resize_kv",
+    "archive", "archive_path", "resize_kv",
 )  # fmt: skip
 """Fields of ``pac_engine_params``."""
 
@@ -67,7 +68,7 @@ def version() -> str:
     return text(ffi, lib.pac_version())
 
 
-class Engine:
+class Engine(Conversing):
     """One conversation with a model; see ``pyaircache.h`` for what each call does.
 
     Not thread-safe: one call at a time, :meth:`cancel` excepted. Engines on one model may be used by different threads
@@ -80,7 +81,8 @@ class Engine:
         progress: Called while loading.
         options: ``n_ctx`` (cells; 0: the model's own, at most 32768), ``n_batch`` (tokens a call), ``n_ubatch`` (tokens
             a graph), ``n_threads``, ``cache_type_k`` and ``cache_type_v`` (`CacheType`), ``flash_attn`` (-1 auto, 0
-            off, 1 on), ``keep_embeddings``, ``resize_kv`` (on devices: K and V as large as is needed, docs/memory.md);
+            off, 1 on), ``keep_embeddings``, ``resize_kv`` (on devices: K and V as large as is needed, docs/memory.md),
+            ``archive`` (index into `ARCHIVES`), ``archive_path`` (of one in a file);
             with a path those of `EngineModel`, too. None keeps a default.
 
     Raises:
@@ -245,14 +247,17 @@ class Engine:
         callback = ProgressCallback(self._ffi, progress)
         reserve = int32("reserve", reserve)
         out = self._ffi.new("struct pac_prompt_info *")
-        method = EngineMethod(keep=1.0) if observe is True else observe
-        method = self._method(method) if method else self._ffi.NULL
+        observed = self._observed(observe)
         status = self._lib.pac_prompt(
-            self._engine, utf8(text), pictures, len(images), reserve, method, callback.pointer, self._ffi.NULL, out
+            self._engine, utf8(text), pictures, len(images), reserve, observed, callback.pointer, self._ffi.NULL, out
         )
         callback.raise_pending()
         check(status)
         return self._prompt_info(out)
+
+    def _observed(self, observe: EngineMethod | bool) -> Any:
+        method = EngineMethod(keep=1.0) if observe is True else observe
+        return self._method(method) if method else self._ffi.NULL
 
     def _prompt_info(self, out: Any) -> PromptInfo:
         spans = [Span(**struct_fields(self._ffi, out.spans[i], Span)) for i in range(out.n_spans)]

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from pyaircache import CancelledError, ContextError, Last, Pool, PyAircacheError, StateError
 from pyaircache import Method as PublicMethod
 from pyaircache.engine import (
+    ArchiveInfo,
+    ArchiveKind,
     Compression,
     EngineLike,
     EngineMethod,
@@ -20,6 +22,7 @@ from pyaircache.engine import (
     Message,
     ModelInfo,
     ModelLike,
+    Part,
     PoolLike,
     Progress,
     PromptInfo,
@@ -79,6 +82,7 @@ class FakeEngine:
     vision = True
     can_compress = True
     script = b"hello"
+    kind: ArchiveKind = "none"  # of its archive: by default it never fits
 
     def __init__(self, model: Any, mmproj: Any = None, *, progress: Any = None, **options: Any) -> None:
         self.options = options
@@ -164,6 +168,23 @@ class FakeEngine:
         reused = sum(image.size in self.seen for image in images)
         self.seen.update(image.size for image in images)
         return PromptInfo(tokens, visual, self.n_past, spans, 1.0, 2.0, len(images) - reused, reused)
+
+    def conversation(
+        self,
+        parts: Sequence[Part],
+        images: Sequence[NDArray[np.uint8]] = (),
+        *,
+        reserve: int = 0,
+        observe: EngineMethod | bool = False,
+        progress: Progress | None = None,
+    ) -> PromptInfo:
+        """Logged as one prompt, with tokens as bytes."""
+        self.reset()
+        text = "".join(one if isinstance(one, str) else bytes(t - 1 for t in one).decode() for one in parts)
+        return self.prompt(text, images, reserve=reserve, observe=observe, progress=progress)
+
+    def archive(self) -> ArchiveInfo:
+        return ArchiveInfo(self.kind, 1000, 5, 3, 1.0, 2.0, "" if self.kind != "none" else "it does not fit")
 
     def prompt_tokens(self) -> NDArray[np.int32]:
         return np.array([-1] * TOKENS_PER_IMAGE + [5, 6], np.int32)
