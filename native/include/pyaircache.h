@@ -356,10 +356,10 @@ PAC_API int32_t pac_compress(pac_engine * engine, const struct pac_method * meth
 // allocation vl, else NULL. strength, skewness: NULL or [n_layers].
 PAC_API int32_t pac_allocate(const struct pac_method * method, const float * scores, const double * alive,
         int32_t n_layers, int32_t n_visual, int32_t * budgets, double * strength, double * skewness);
-// Kept sets of docs/method.md, section 3: budgets [n_layers] -> kept [sum of budgets]; pure, no engine. rank: 0,
-// or as in pac_method.
+// Kept sets of docs/method.md, section 3: budgets [n_layers] -> kept [sum of budgets], which has room for n_kept_max
+// elements; pure, no engine. rank: 0, or as in pac_method.
 PAC_API int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank,
-        int32_t * kept);
+        int32_t * kept, int64_t n_kept_max);
 
 // Token ids of the last prompt, [n_tokens] of its pac_prompt_info: -1 for visual ones. pac_span.first, pac_scores.elite and
 // so on count them. PAC_ERR_STATE when there was none.
