@@ -51,7 +51,7 @@ check: build $(VENV)/tests.done
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadscope $(PYTEST_ARGS) $(CHECKS)
 
 quality: build $(VENV)/tests.done
-	$(PY) bench/quality.py --method aircache --update README.md
+	$(PY) bench/quality.py --method aircache --method last --update README.md
 	$(PY) bench/quality.py --pages 100 --update docs/quality.md
 
 docs-api: $(VENV)/tests.done
@@ -149,7 +149,7 @@ sanitize-thread: build/tsan/build.ninja build/build.done $(VENV)/tests.done
 # What CI has time for: the decoders of pictures, which read bytes from anywhere and need nothing of llama.cpp.
 sanitize-quick: build/asan/build.ninja build/build.done $(VENV)/tests.done
 	cmake --build build/asan --target picture-dump fuzz-picture
-	$(PY) fuzz/sanitize.py build/asan tests/native/test_pictures.py tests/fuzz -k "picture and not python"
+	$(PY) fuzz/sanitize.py build/asan tests/native/test_pictures.py tests/native/test_picture_limits.py tests/fuzz -k "picture and not python"
 
 fuzz: build/asan/build.ninja build/build.done $(VENV)/fuzz.done
 	@test -n "$(CLANG)" || { echo "make fuzz needs clang (Debian: apt-get install clang llvm)"; exit 1; }

@@ -4,6 +4,7 @@
 #include "fuzz.h"
 
 #include "aircache-params.h"
+#include "llama-aircache.h"
 #include "server-common.h"
 #include "server-schema.h"
 
@@ -20,9 +21,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
         return 0;
     }
     common_json fields = common_json::object();
-    for (const char * name : COMMON_AIRCACHE_FIELDS) {
-        if (body.contains(name)) {
-            fields[name] = body.at(name);
+    for (const auto & field : common_aircache_fields()) {
+        if (body.contains(field.name)) {
+            fields[field.name] = body.at(field.name);
         }
     }
 
@@ -31,8 +32,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     params.n_parallel       = kind & 1 ? 4 : 1;
     params.aircache.refused = kind & 2 ? "this model" : "";
     if (kind & 4) {
-        params.aircache.set_method("snapkv");
-        params.aircache.set_keep(0.25);
+        params.aircache.set("aircache_method", "snapkv");
+        params.aircache.set("aircache_keep", "0.25");
     }
     try {
         const auto task   = server_schema::eval_llama_cmpl_schema(vocab, params, {}, fields);

@@ -1,29 +1,38 @@
-// How llama-server reads the words for a part of a method, for comparison with Python's.
+// How llama-server reads the words for the parts of a method, for comparison with Python's.
 //
-// stdin: a line each: a field of requests without "aircache_", a space, the text in hexadecimal; stdout: a line each, the
-// part as it is read back, or "-" when it is refused.
+// stdin: lines of words: a part's name, its text in hexadecimal ("-": empty), and so on; stdout: a line each, the parts as
+// they are read back with tabs between them, or "-" when they are refused.
 #include "aircache-params.h"
 
 #include <cstdio>
 #include <iostream>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 int main() {
     for (std::string line; std::getline(std::cin, line); ) {
-        const size_t      space = line.find(' ');
-        const std::string part  = line.substr(0, space);
-        std::string text;
-        for (size_t i = space + 1; i + 1 < line.size(); i += 2) {
-            text += (char) std::stoi(line.substr(i, 2), nullptr, 16);
-        }
         common_params_aircache params;
+        std::vector<std::string> names;
+        std::string out;
+        std::istringstream words(line);
         try {
-            params.set("aircache_" + part, text);
-            puts(params.part(part.c_str()).c_str());
+            for (std::string name, hex; words >> name >> hex; ) {
+                std::string text;
+                for (size_t i = 0; i + 1 < hex.size(); i += 2) {
+                    text += (char) std::stoi(hex.substr(i, 2), nullptr, 16);
+                }
+                params.set("aircache_" + name, text);
+                names.push_back(name);
+            }
+            for (const auto & name : names) {
+                out += (out.empty() ? "" : "\t") + params.part(name);
+            }
         } catch (const std::invalid_argument &) {
-            puts("-");
+            out = "-";
         }
+        puts(out.c_str());
         fflush(stdout);
     }
     return 0;

@@ -20,13 +20,18 @@ class Server:
         self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def part(self, part: str, text: str) -> str | None:
-        """A part as it is read back; None: refused. part: keep, method, alpha, window or allocation."""
+        """A part as it is read back; None: refused."""
+        return (self.parts({part: text}) or {}).get(part)
+
+    def parts(self, texts: dict[str, str]) -> dict[str, str] | None:
+        """Several parts, given in this order, as they are read back; None: refused."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{part} {text.encode('utf-8', 'surrogatepass').hex()}\n")
+        words = (f"{part} {text.encode('utf-8', 'surrogatepass').hex() or '-'}" for part, text in texts.items())
+        self.process.stdin.write(" ".join(words) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
-        assert line, f"window-words ended at {part} {text!r}"
-        return None if line == "-\n" else line.rstrip("\n")
+        assert line, f"window-words ended at {texts}"
+        return None if line == "-\n" else dict(zip(texts, line.rstrip("\n").split("\t"), strict=True))
 
     def window(self, text: str) -> str | None:
         """The window as it is read back; None: refused."""

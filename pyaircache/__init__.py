@@ -18,8 +18,10 @@ from importlib import metadata as _metadata
 from .chat.answer import Answer, AnswerStream, TokenLogprob
 from .chat.async_chat import AsyncAnswerStream, AsyncChat
 from .chat.chat import Chat
+from .chat.many import Answered
 from .chat.model import Model
-from .engine.structs import CacheType, Info, ModelInfo
+from .chat.options import AskOptions
+from .engine.structs import CacheType, Info, ModelFacts, ModelInfo
 from .errors import (
     ArgumentError,
     BusyError,
@@ -57,7 +59,9 @@ __all__ = [
     "All",
     "Answer",
     "AnswerStream",
+    "Answered",
     "ArgumentError",
+    "AskOptions",
     "AsyncAnswerStream",
     "AsyncChat",
     "BusyError",
@@ -77,6 +81,7 @@ __all__ = [
     "MethodName",
     "Model",
     "ModelError",
+    "ModelFacts",
     "ModelInfo",
     "ModelNotFoundError",
     "OutOfMemoryError",

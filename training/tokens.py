@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from training import layouts
-from training.export_gguf import QWEN2_SPLIT
+from training.export_tokenizer import QWEN2_SPLIT
 from training.page import new_page
 
 VOCAB_SIZE = 1216

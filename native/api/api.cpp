@@ -5,6 +5,7 @@
 #include "cache/devices.h"
 #include "cache/faults.h"
 #include "cache/planner.h"
+#include "cache/synthetic.h"
 #include "graph/runner.h"
 #include "llama-arch.h"
 #include "llama-context.h"
@@ -18,10 +19,7 @@
 
 using failure = llama_aircache_failure;
 
-namespace {
-
-// a context's cache, ready for graphs of our own
-llama_aircache & open(llama_context * ctx, llama_seq_id seq) {
+llama_aircache & llama_aircache_open(llama_context * ctx, llama_seq_id seq) {
     LLAMA_AIRCACHE_REQUIRE(ctx, "context is null");
 
     const auto reason = llama_aircache::unsupported(ctx);
@@ -35,6 +33,15 @@ llama_aircache & open(llama_context * ctx, llama_seq_id seq) {
     return air;
 }
 
+void llama_aircache_settle(llama_context * ctx) {
+    const llama_aircache_fault_pause others;
+
+    ctx->synchronize();
+    ctx->memory_update(false);
+}
+
+namespace {
+
 // an observed and decoded prompt
 struct observed {
     llama_context  * ctx;
@@ -45,18 +52,12 @@ struct observed {
     int32_t n_visual;
     int32_t n_text;
 
-    observed(llama_context * ctx, llama_seq_id seq) : ctx(ctx), seq(seq), air(open(ctx, seq)) {
+    observed(llama_context * ctx, llama_seq_id seq) : ctx(ctx), seq(seq), air(llama_aircache_open(ctx, seq)) {
         const auto * obs = air.observers.find(seq);
         if (!obs) {
             throw failure(LLAMA_AIRCACHE_STATE, "sequence %d is not observed: call llama_aircache_observe before its prompt is decoded", seq);
         }
-        {
-            const llama_aircache_fault_pause others;
-
-            // nothing may be in flight, and shifts and stream copies that wait are applied first
-            ctx->synchronize();
-            ctx->memory_update(false);
-        }
+        llama_aircache_settle(ctx);
 
         n_layer  = air.kv.n_layer();
         n_visual = llama_aircache_prompt(air, seq).visual.size();
@@ -140,6 +141,27 @@ void observed::evict(const int32_t * budgets, const int32_t * kept, double merge
     planner.commit(std::move(lay));
 }
 
+// a prompt's images, and its end
+void check_spans(const llama_aircache & air, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end) {
+    LLAMA_AIRCACHE_REQUIRE(spans && n_spans >= 1, "no spans given");
+    for (int32_t i = 0; i < n_spans; ++i) {
+        const llama_pos before = i > 0 ? spans[i - 1].p1 : 0;
+        LLAMA_AIRCACHE_REQUIRE(spans[i].p0 >= before && spans[i].p1 > spans[i].p0,
+                "span %d is [%d, %d): spans must be ascending and not empty", i, spans[i].p0, spans[i].p1);
+    }
+    if (const auto * zone = air.zone_of(air.kv.stream(seq), seq)) {
+        LLAMA_AIRCACHE_REQUIRE(spans[0].p0 >= zone->p1, "span 0 is [%d, %d), but the positions before %d belong to an image that is compressed "
+                "already, or to the text before it: remove the sequence first", spans[0].p0, spans[0].p1, zone->p1);
+    }
+    LLAMA_AIRCACHE_REQUIRE(pos_end > spans[n_spans - 1].p1, "the prompt ends at %d, within or right behind its last image: it must end in text", pos_end);
+
+    int64_t n_text = (int64_t) pos_end - spans[0].p1;
+    for (int32_t i = 1; i < n_spans; ++i) {
+        n_text -= spans[i].p1 - spans[i].p0;
+    }
+    LLAMA_AIRCACHE_REQUIRE(n_text <= air.kv.n_cells(), "%" PRId64 " text tokens behind the first image are more than the cache's %u cells", n_text, air.kv.n_cells());
+}
+
 template <typename T>
 void copy(const std::vector<T> & from, T * to) {
     if (to) {
@@ -150,7 +172,7 @@ void copy(const std::vector<T> & from, T * to) {
 } // namespace
 
 int32_t llama_aircache_supported(llama_context * ctx) {
-    return llama_aircache_guarded([&] { open(ctx, 0); });
+    return llama_aircache_guarded([&] { llama_aircache_open(ctx, 0); });
 }
 
 int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
@@ -161,25 +183,9 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
         const auto m = method ? *method : llama_aircache_method_default();
         llama_aircache_check(&m);
 
-        auto & air = open(ctx, seq);
+        auto & air = llama_aircache_open(ctx, seq);
 
-        LLAMA_AIRCACHE_REQUIRE(spans && n_spans >= 1, "no spans given");
-        for (int32_t i = 0; i < n_spans; ++i) {
-            const llama_pos before = i > 0 ? spans[i - 1].p1 : 0;
-            LLAMA_AIRCACHE_REQUIRE(spans[i].p0 >= before && spans[i].p1 > spans[i].p0,
-                    "span %d is [%d, %d): spans must be ascending and not empty", i, spans[i].p0, spans[i].p1);
-        }
-        if (const auto * zone = air.zone_of(air.kv.stream(seq), seq)) {
-            LLAMA_AIRCACHE_REQUIRE(spans[0].p0 >= zone->p1, "span 0 is [%d, %d), but the positions before %d belong to an image that is compressed "
-                    "already, or to the text before it: remove the sequence first", spans[0].p0, spans[0].p1, zone->p1);
-        }
-        LLAMA_AIRCACHE_REQUIRE(pos_end > spans[n_spans - 1].p1, "the prompt ends at %d, within or right behind its last image: it must end in text", pos_end);
-
-        int64_t n_text = (int64_t) pos_end - spans[0].p1;
-        for (int32_t i = 1; i < n_spans; ++i) {
-            n_text -= spans[i].p1 - spans[i].p0;
-        }
-        LLAMA_AIRCACHE_REQUIRE(n_text <= air.kv.n_cells(), "%" PRId64 " text tokens behind the first image are more than the cache's %u cells", n_text, air.kv.n_cells());
+        check_spans(air, seq, spans, n_spans, pos_end);
 
         if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && air.kv.n_stream() > 1) {
             throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "the window of all tokens needs a cache of one stream, this one has %u", air.kv.n_stream());
@@ -203,7 +209,7 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
 
 int32_t llama_aircache_dims(llama_context * ctx, llama_seq_id seq, int32_t * n_layer, int32_t * n_visual, int32_t * n_text) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, seq);
+        const auto & air = llama_aircache_open(ctx, seq);
         const auto * obs = air.observers.find(seq);
         if (n_layer)  { *n_layer  = air.kv.n_layer(); }
         if (n_visual) { *n_visual = obs ? llama_aircache_prompt(air, seq).visual.size() : 0; }
@@ -288,7 +294,7 @@ int32_t llama_aircache_compress(llama_context * ctx, llama_seq_id seq, const lla
 
 int32_t llama_aircache_stats(llama_context * ctx, llama_seq_id seq, llama_aircache_seq_stats * out) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, seq);
+        const auto & air = llama_aircache_open(ctx, seq);
         LLAMA_AIRCACHE_REQUIRE(out, "out is null");
         LLAMA_AIRCACHE_REQUIRE(out->size == sizeof(*out), "the stats' size is %u, and this library's %zu: begin with "
                 "llama_aircache_stats_empty(), or build with this library's header", out->size, sizeof(*out));
@@ -296,17 +302,96 @@ int32_t llama_aircache_stats(llama_context * ctx, llama_seq_id seq, llama_aircac
     });
 }
 
+int32_t llama_aircache_memory(llama_context * ctx, llama_seq_id seq, llama_aircache_bytes * out) {
+    return llama_aircache_guarded([&] {
+        const auto & air = open(ctx, std::max(seq, 0));
+        LLAMA_AIRCACHE_REQUIRE(seq >= -1, "sequence %d does not exist", seq);
+        LLAMA_AIRCACHE_REQUIRE(out, "out is null");
+        LLAMA_AIRCACHE_REQUIRE(out->size == sizeof(*out), "the size is %u, and this library's %zu: begin with "
+                "llama_aircache_bytes_empty(), or build with this library's header", out->size, sizeof(*out));
+        out->reserved = out->allocated = 0;
+        for (uint32_t s = 0; s < air.kv.n_stream(); ++s) {
+            if (seq < 0 || air.kv.stream(seq) == s) {
+                out->reserved  += air.kv.reserved_bytes();
+                out->allocated += air.kv.allocated_bytes(s);
+            }
+        }
+    });
+}
+
 int32_t llama_aircache_resident(llama_context * ctx, int64_t * bytes) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, 0);
+        const auto & air = llama_aircache_open(ctx, 0);
         LLAMA_AIRCACHE_REQUIRE(bytes, "bytes is null");
-        *bytes = air.kv.resident_bytes();
+        *bytes = 0;
+        for (uint32_t s = 0; s < air.kv.n_stream(); ++s) {
+            *bytes += air.kv.allocated_bytes(s);
+        }
+    });
+}
+
+int32_t llama_aircache_resize(llama_context * ctx, int32_t n_cells) {
+    return llama_aircache_guarded([&] {
+        const llama_aircache_fault_scope faults;
+
+        auto & air = open(ctx, 0);
+        LLAMA_AIRCACHE_REQUIRE(n_cells >= 0 && (uint32_t) n_cells <= air.kv.n_cells(), "n_cells is %d: it must be in [0, %u], the cells of a sequence",
+                n_cells, air.kv.n_cells());
+        {
+            const llama_aircache_fault_pause others;
+
+            ctx->synchronize();
+            ctx->memory_update(false);
+        }
+        llama_aircache_runner::get(ctx, air).resize(n_cells);
+    });
+}
+
+int32_t llama_aircache_synthetic(llama_context * ctx, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
+        uint32_t seed, const llama_aircache_method * method) {
+    return llama_aircache_guarded([&] {
+        const llama_aircache_fault_scope faults;
+
+        // by default one that needs no query
+        auto m = llama_aircache_method_default();
+        m.score      = LLAMA_AIRCACHE_SCORE_STRIDE;
+        m.allocation = LLAMA_AIRCACHE_ALLOC_UNIFORM;
+        if (method) {
+            llama_aircache_check(method);
+            m = *method;
+        }
+
+        auto & air = llama_aircache_open(ctx, seq);
+        if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && m.score == LLAMA_AIRCACHE_SCORE_ATTENTION) {
+            throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "a synthetic prompt has no sums of attention: the window of all tokens is not supported");
+        }
+
+        check_spans(air, seq, spans, n_spans, pos_end);
+        for (int32_t i = 0; i < n_spans && air.kv.hparams().n_pos_per_embd() > 1; ++i) {
+            LLAMA_AIRCACHE_REQUIRE(spans[i].nx >= 1 && spans[i].nx <= spans[i].p1 - spans[i].p0,
+                    "span %d of %d rows has %d columns: with M-RoPE they must be in [1, rows]", i, spans[i].p1 - spans[i].p0, spans[i].nx);
+        }
+        LLAMA_AIRCACHE_REQUIRE(llama_aircache_pos_valid(pos_end), "the prompt ends at %d, beyond what positions may be", pos_end);
+        const llama_aircache_synthetic_prompt prompt = { spans, n_spans, pos_end };
+        const int64_t n = llama_aircache_synthetic_cells(air, prompt);
+        LLAMA_AIRCACHE_REQUIRE(n <= air.kv.n_cells(), "the prompt takes %" PRId64 " cells, more than the cache's %u", n, air.kv.n_cells());
+
+        {
+            const llama_aircache_fault_pause others;
+            ctx->synchronize();
+            ctx->memory_update(false); // a copy that waits would overwrite it
+        }
+        const uint32_t n_used = air.kv.cells(air.kv.stream(seq)).get_used();
+        if (n_used > 0) {
+            throw failure(LLAMA_AIRCACHE_STATE, "the stream of sequence %d holds %u cells: a synthetic prompt goes into an empty one", seq, n_used);
+        }
+        llama_aircache_synthesise(air, seq, prompt, seed, m);
     });
 }
 
 int32_t llama_aircache_clear(llama_context * ctx, llama_seq_id seq) {
     return llama_aircache_guarded([&] {
-        auto & air = open(ctx, seq);
+        auto & air = llama_aircache_open(ctx, seq);
         ctx->synchronize();
         air.observers.forget(seq);
     });

@@ -5,6 +5,14 @@
 
 #include <vector>
 
+class llama_aircache;
+
+// a context's cache, ready for graphs of our own
+llama_aircache & llama_aircache_open(llama_context * ctx, llama_seq_id seq);
+
+// afterwards nothing is in flight, and shifts and stream copies that waited are applied
+void llama_aircache_settle(llama_context * ctx);
+
 // null, or values outside their limits
 void llama_aircache_check(const llama_aircache_method * method);
 

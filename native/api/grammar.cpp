@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <iterator>
 #include <locale>
 #include <sstream>
 #include <stdexcept>
@@ -54,7 +53,7 @@ std::string number_text(double value) {
     return with_digits(value, 17);
 }
 
-double parse_number(const std::string & part, const std::string & text) {
+static double parse_number(const std::string & part, const std::string & text) {
     double res;
     if (!read_number(text, res)) {
         refuse(part, "must be a number" + got(text));
@@ -62,7 +61,7 @@ double parse_number(const std::string & part, const std::string & text) {
     return res;
 }
 
-double check_share(const std::string & part, double value) {
+static double check_share(const std::string & part, double value) {
     if (!(value > 0.0 && value <= 1.0 && (float) value > 0.0f)) {
         refuse(part, "must be greater than 0 and at most 1, got " + with_digits(value, 6));
     }
@@ -126,11 +125,7 @@ static std::string word_of(const std::string & part, int32_t code, const words &
     return list[code];
 }
 
-std::string allocation_names() {
-    return joined(ALLOCATIONS);
-}
-
-std::string method_names() {
+static std::string method_names() {
     words res;
     for (int32_t i = 0; const char * name = llama_aircache_method_name(i); ++i) {
         res.push_back(name);
@@ -256,62 +251,91 @@ static void set_method(llama_aircache_method & m, const std::string & text) {
 
 using method = llama_aircache_method;
 
-// no captures: a part is its name and two functions
-static const struct part {
-    const char * name;
+// no captures: a part is what it is, and two functions
+struct part {
+    part_info    info;
     void       (*set)(method & m, const std::string & text);
     std::string (*get)(const method & m);
-} PARTS[] = {
-    { "keep",          [](method & m, const std::string & t) { m.keep = check_share("keep", parse_number("keep", t)); },
-                       [](const method & m) { return number_text(m.keep); } },
-    { "window",        set_window, get_window },
-    { "alpha",         [](method & m, const std::string & t) {
-                           const double alpha = check_share("alpha", parse_number("alpha", t));
-                           if (m.window != LLAMA_AIRCACHE_WINDOW_ELITE || m.score != LLAMA_AIRCACHE_SCORE_ATTENTION) {
-                               refuse("alpha", "is the threshold of elite windows, and this method has none");
-                           }
-                           m.alpha = alpha;
-                       },
-                       [](const method & m) { return number_text(m.alpha); } },
-    { "score",         [](method & m, const std::string & t) { m.score = parse_word("score", t, SCORES); },
-                       [](const method & m) { return word_of("score", m.score, SCORES); } },
-    { "keys",          [](method & m, const std::string & t) { m.keys = parse_word("keys", t, KEYS); },
-                       [](const method & m) { return word_of("keys", m.keys, KEYS); } },
-    { "pool",          set_pool, get_pool },
-    { "allocation",    [](method & m, const std::string & t) { m.allocation = parse_word("allocation", t, ALLOCATIONS); },
-                       [](const method & m) { return word_of("allocation", m.allocation, ALLOCATIONS); } },
-    { "merge",         [](method & m, const std::string & t) { m.merge = parse_between("merge", t, 1); },
-                       [](const method & m) { return number_text(m.merge); } },
-    { "uniform_share", [](method & m, const std::string & t) { m.uniform_share = parse_between("uniform_share", t, 1); },
-                       [](const method & m) { return number_text(m.uniform_share); } },
-    { "last_term",     [](method & m, const std::string & t) { m.last_term = parse_between("last_term", t, 1e6); },
-                       [](const method & m) { return number_text(m.last_term); } },
-    { "value_norm",    [](method & m, const std::string & t) { m.value_norm = parse_word("value_norm", t, SWITCH); },
-                       [](const method & m) { return word_of("value_norm", m.value_norm, SWITCH); } },
-    { "diversity",     [](method & m, const std::string & t) { m.diversity = parse_word("diversity", t, SWITCH); },
-                       [](const method & m) { return word_of("diversity", m.diversity, SWITCH); } },
-    { "min_keep",      [](method & m, const std::string & t) { m.min_keep = parse_whole("min_keep", t, 1, INT32_MAX); },
-                       [](const method & m) { return std::to_string(m.min_keep); } },
-    { "rank",          [](method & m, const std::string & t) { m.rank = parse_whole("rank", t, 0, INT32_MAX); },
-                       [](const method & m) { return std::to_string(m.rank); } },
-    { "seed",          [](method & m, const std::string & t) { m.seed = parse_whole("seed", t, 0, UINT32_MAX); },
-                       [](const method & m) { return std::to_string(m.seed); } },
-    { "method",        set_method, nullptr },
 };
+
+static const std::vector<part> & parts() {
+    using k = part_kind;
+    static const std::vector<part> PARTS = {
+        { { "method", k::words, "NAME", "how the kept cells are chosen: " + method_names() },
+            set_method, nullptr },
+        { { "keep", k::number, "SHARE", "share of an image's KV cells to keep, in (0, 1]" },
+            [](method & m, const std::string & t) { m.keep = check_share("keep", parse_number("keep", t)); },
+            [](const method & m) { return number_text(m.keep); } },
+        { { "score", k::words, "NAME", "what rates the cells: " + joined(SCORES) },
+            [](method & m, const std::string & t) { m.score = parse_word("score", t, SCORES); },
+            [](const method & m) { return word_of("score", m.score, SCORES); } },
+        { { "window", k::words, "WINDOW", "tokens that rate the cells: elite[:ALPHA][:content][:last], last[:N], text[:weighted], visual[:N], all" },
+            set_window, get_window },
+        { { "alpha", k::number, "SHARE", "threshold of the elite window, in (0, 1]" },
+            [](method & m, const std::string & t) {
+                const double alpha = check_share("alpha", parse_number("alpha", t));
+                if (m.window != LLAMA_AIRCACHE_WINDOW_ELITE || m.score != LLAMA_AIRCACHE_SCORE_ATTENTION) {
+                    refuse("alpha", "is the threshold of elite windows, and this method has none" + got(t));
+                }
+                m.alpha = alpha;
+            },
+            [](const method & m) { return number_text(m.alpha); } },
+        { { "keys", k::words, "NAME", "soft-max over the visual tokens and the window, or all that an observer sees: " + joined(KEYS) },
+            [](method & m, const std::string & t) { m.keys = parse_word("keys", t, KEYS); },
+            [](const method & m) { return word_of("keys", m.keys, KEYS); } },
+        { { "pool", k::words, "POOL", "pooling of the ratings over neighbours: max:N, avg:N, max:NxN, avg:NxN (on the grid), none; N odd" },
+            set_pool, get_pool },
+        { { "last_term", k::number, "WEIGHT", "weight of what the last token attends to besides, in [0, 1000000]" },
+            [](method & m, const std::string & t) { m.last_term = parse_between("last_term", t, 1e6); },
+            [](const method & m) { return number_text(m.last_term); } },
+        { { "value_norm", k::on_off, "ON|OFF", "ratings times the lengths of the tokens' values: on, off" },
+            [](method & m, const std::string & t) { m.value_norm = parse_word("value_norm", t, SWITCH); },
+            [](const method & m) { return word_of("value_norm", m.value_norm, SWITCH); } },
+        { { "diversity", k::on_off, "ON|OFF", "prefer tokens whose keys are unlike the others': on, off" },
+            [](method & m, const std::string & t) { m.diversity = parse_word("diversity", t, SWITCH); },
+            [](const method & m) { return word_of("diversity", m.diversity, SWITCH); } },
+        { { "allocation", k::words, "NAME", "how layers share the kept cells: " + joined(ALLOCATIONS) },
+            [](method & m, const std::string & t) { m.allocation = parse_word("allocation", t, ALLOCATIONS); },
+            [](const method & m) { return word_of("allocation", m.allocation, ALLOCATIONS); } },
+        { { "uniform_share", k::number, "SHARE", "share of the kept cells that all layers get alike, in [0, 1]" },
+            [](method & m, const std::string & t) { m.uniform_share = parse_between("uniform_share", t, 1); },
+            [](const method & m) { return number_text(m.uniform_share); } },
+        { { "min_keep", k::whole, "N", "visual tokens that every layer keeps at least" },
+            [](method & m, const std::string & t) { m.min_keep = parse_whole("min_keep", t, 1, INT32_MAX); },
+            [](const method & m) { return std::to_string(m.min_keep); } },
+        { { "rank", k::whole, "N", "keep only the N-th best token of every layer; 0: off" },
+            [](method & m, const std::string & t) { m.rank = parse_whole("rank", t, 0, INT32_MAX); },
+            [](const method & m) { return std::to_string(m.rank); } },
+        { { "merge", k::number, "SHARE", "share of the dropped tokens that is averaged into kept ones, in [0, 1]" },
+            [](method & m, const std::string & t) { m.merge = parse_between("merge", t, 1); },
+            [](const method & m) { return number_text(m.merge); } },
+        { { "seed", k::whole, "N", "of random ratings" },
+            [](method & m, const std::string & t) { m.seed = parse_whole("seed", t, 0, UINT32_MAX); },
+            [](const method & m) { return std::to_string(m.seed); } },
+    };
+    return PARTS;
+}
 
 static const part & find_part(const std::string & name) {
     std::string known;
-    for (const auto & p : PARTS) {
-        if (name == p.name) {
+    for (const auto & p : parts()) {
+        if (name == p.info.name) {
             return p;
         }
-        known += (known.empty() ? "" : ", ") + std::string(p.name);
+        known += (known.empty() ? "" : ", ") + p.info.name;
     }
     throw std::invalid_argument("a method has no part '" + shown(name) + "', its parts are " + known);
 }
 
-const char * method_part(int32_t index) {
-    return index >= 0 && index < (int32_t) std::size(PARTS) ? PARTS[index].name : nullptr;
+const std::vector<part_info> & method_parts() {
+    static const std::vector<part_info> res = [] {
+        std::vector<part_info> infos;
+        for (const auto & p : parts()) {
+            infos.push_back(p.info);
+        }
+        return infos;
+    }();
+    return res;
 }
 
 void method_set(llama_aircache_method & method, const std::string & part, const std::string & text) {
@@ -325,8 +349,8 @@ void method_set(llama_aircache_method & method, const std::string & part, const 
 
 // all parts but keep
 static bool same(const llama_aircache_method & a, const llama_aircache_method & b) {
-    return std::all_of(std::begin(PARTS) + 1, std::end(PARTS), [&](const part & p) {
-        return !p.get || p.get(a) == p.get(b);
+    return std::all_of(parts().begin(), parts().end(), [&](const part & p) {
+        return !p.get || p.info.name == "keep" || p.get(a) == p.get(b);
     });
 }
 

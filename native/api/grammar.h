@@ -12,11 +12,23 @@
 #include "llama-aircache.h"
 
 #include <string>
+#include <vector>
 
 namespace aircache {
 
-// the parts' names: index 0, 1, ... until null
-LLAMA_API const char * method_part(int32_t index);
+// what a part's values are: JSON has numbers, true and false for all but words
+enum class part_kind { number, whole, on_off, words };
+
+struct part_info {
+    std::string name;
+    part_kind   kind;
+    std::string hint; // one word for its values, of usage texts
+    std::string help; // what it is and may be, in one line
+};
+
+// All parts, the method first, then in an order in which a set of them can be read: a part that others ask about comes
+// before them. Whatever lists flags, fields or options does so by this list.
+LLAMA_API const std::vector<part_info> & method_parts();
 
 // Reads a part's text; the other parts stay. Throws std::invalid_argument with a message that begins with the part's name,
 // and leaves the method as it was.
@@ -25,16 +37,6 @@ LLAMA_API void method_set(llama_aircache_method & method, const std::string & pa
 // The text that method_set reads back to the very same values. "method": the first name whose parts these are, "" without
 // one. Throws std::invalid_argument where the part or its value does not exist.
 LLAMA_API std::string method_get(const llama_aircache_method & method, const std::string & part);
-
-// The names of the methods, or of a part's words, with ", " between them.
-LLAMA_API std::string method_names();
-LLAMA_API std::string allocation_names();
-
-// A number as text, in the C locale. Throws std::invalid_argument: "<part> must be a number, got '...'".
-LLAMA_API double parse_number(const std::string & part, const std::string & text);
-
-// Throws std::invalid_argument unless the value lies in (0, 1], also in single precision.
-LLAMA_API double check_share(const std::string & part, double value);
 
 // the shortest text with 6 digits or more that is the same number
 LLAMA_API std::string number_text(double value);

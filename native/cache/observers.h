@@ -43,6 +43,8 @@ struct llama_aircache_observer {
     std::vector<uint32_t> last_cell; // [n_last] the ring's cells
     uint32_t              n_ring = 0; // visual tokens that the ring took in so far
 
+    bool synthetic = false; // nothing was decoded: synthetic.h
+
     bool sum() const { return !sums.empty(); }
 
     uint32_t n_rows() const { return n_text - first_query + n_last; }

@@ -65,6 +65,10 @@ void llama_aircache_check_needs(const llama_aircache & air, llama_seq_id seq, co
     } else if (needs.sum && !obs.sum()) {
         missing = "all tokens summed up, which was not";
     }
+    if (!missing.empty() && obs.synthetic) {
+        throw llama_aircache_failure(LLAMA_AIRCACHE_STATE, "the prompt is synthetic: the method needs the attention of %s made up: "
+                "give this method to llama_aircache_synthetic", missing.c_str());
+    }
     if (!missing.empty()) {
         throw llama_aircache_failure(LLAMA_AIRCACHE_STATE,
                 "the method needs the attention of %s observed: give this method to llama_aircache_observe", missing.c_str());

@@ -1,7 +1,9 @@
 // The functions of pyaircache.h.
 #include "engine.h"
+#include "pool.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 
@@ -69,12 +71,13 @@ struct pac_engine_params pac_engine_default_params(void) {
     res.cache_type_k = "f16";
     res.cache_type_v = "f16";
     res.flash_attn   = -1;
+    res.resize_kv    = true;
     return res;
 }
 
 static pac_engine_params read_params(const pac_engine_params * params) {
     const auto defaults = pac_engine_default_params();
-    return params ? pac_read(params, defaults, "pac_engine_params", sizeof(defaults)) : defaults;
+    return params ? pac_read(params, defaults, "pac_engine_params", offsetof(pac_engine_params, archive)) : defaults;
 }
 
 int32_t pac_engine_new(pac_model * model, const struct pac_engine_params * params, pac_engine ** out) {
@@ -91,7 +94,7 @@ int32_t pac_engine_open(const struct pac_model_params * model, const struct pac_
         pac_require(model && out, "model or out is null");
         *out = nullptr;
         const auto read = read_params(params);
-        pac_engine::check(read); // before the model is loaded
+        pac_context::check(read); // before the model is loaded
         *out = new pac_engine(open_model(*model), read);
     });
 }
@@ -155,6 +158,32 @@ int32_t pac_prompt(pac_engine * engine, const char * text, const struct pac_imag
         pac_require(engine && text && out && (images || n_images == 0) && n_images >= 0, "engine, text, images or out is null");
         pac_require(reserve >= 0, "reserve is negative");
         engine->prompt(text, images, n_images, reserve, observe, progress, user_data, *out);
+    });
+}
+
+int32_t pac_conversation(pac_engine * engine, const struct pac_part * parts, int32_t n_parts, const struct pac_image * images, int32_t n_images,
+        int32_t reserve, const struct pac_method * observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out) {
+    return pac_guarded([&] {
+        pac_require(engine && parts && n_parts > 0 && out && (images || n_images == 0) && n_images >= 0,
+                "engine, parts, images or out is null, or there are no parts");
+        pac_require(reserve >= 0, "reserve is negative");
+        for (int32_t i = 0; i < n_parts; ++i) {
+            pac_require(parts[i].text || (parts[i].n_tokens >= 0 && (parts[i].tokens || parts[i].n_tokens == 0)),
+                    "a part has no text and no tokens, or a negative number of them");
+        }
+        engine->conversation({ parts, parts + n_parts }, images, n_images, reserve, observe, progress, user_data, *out);
+    });
+}
+
+int32_t pac_archive_get(const pac_engine * engine, struct pac_archive_info * out) {
+    return pac_guarded([&] {
+        pac_require(engine && out, "engine or out is null");
+        const uint32_t size = out->size;
+        auto res = engine->archive.info();
+        if (size != sizeof(res)) {
+            throw pac_error(PAC_ERR_ARGUMENT, pac_format("pac_archive_info.size is %u, and this library's %zu", size, sizeof(res)));
+        }
+        *out = res;
     });
 }
 
@@ -338,5 +367,39 @@ int32_t pac_reset(pac_engine * engine) {
     return pac_guarded([&] {
         pac_require(engine, "engine is null");
         engine->reset();
+    });
+}
+
+//
+// pool
+//
+
+int32_t pac_pool_new(pac_model * model, const struct pac_engine_params * params, int32_t n_engines, pac_pool ** out) {
+    return pac_guarded([&] {
+        pac_require(model && out, "model or out is null");
+        *out = nullptr;
+        pac_require(model->self != nullptr, "the model was freed");
+        const auto read = read_params(params);
+        pac_pool::check(read, n_engines);
+        *out = new pac_pool(model->self, read, n_engines);
+    });
+}
+
+void pac_pool_free(pac_pool * pool) {
+    pac_guarded([&] { delete pool; });
+}
+
+int32_t pac_pool_engine(pac_pool * pool, pac_engine ** out) {
+    return pac_guarded([&] {
+        pac_require(pool && out, "pool or out is null");
+        *out = nullptr;
+        *out = pool->make();
+    });
+}
+
+int32_t pac_pool_decode(pac_pool * pool, struct pac_step * steps, int32_t n_steps) {
+    return pac_guarded([&] {
+        pac_require(pool && (steps || n_steps == 0) && n_steps >= 0, "pool or steps is null, or n_steps is negative");
+        pool->decode(steps, n_steps);
     });
 }

@@ -26,9 +26,9 @@ pac_method pac_from_llama(const llama_aircache_method & m) {
     return res;
 }
 
-static llama_aircache_seq_stats seq_stats(llama_context * ctx) {
+static llama_aircache_seq_stats seq_stats(const pac_engine & engine) {
     auto res = llama_aircache_stats_empty();
-    pac_check(llama_aircache_stats(ctx, 0, &res));
+    pac_check(llama_aircache_stats(engine.ctx, engine.seq, &res));
     return res;
 }
 
@@ -52,9 +52,9 @@ void pac_engine::list_elite(const std::vector<uint8_t> & observers, int32_t n_la
 
 // after an eviction; throws when it failed
 void pac_engine::evicted(int32_t status) {
-    if (status == LLAMA_AIRCACHE_COMPUTE && llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0) < 0) {
+    if (status == LLAMA_AIRCACHE_COMPUTE && llama_memory_seq_pos_max(llama_get_memory(ctx), seq) < 0) {
         const std::string message = llama_aircache_error();
-        reset(); // a backend failed while rows were moved: the sequence is gone
+        forget(); // a backend failed while rows were moved: the sequence is gone
         throw pac_error(PAC_ERR_COMPUTE, message + "; the conversation was reset");
     }
     pac_check(status);
@@ -62,6 +62,8 @@ void pac_engine::evicted(int32_t status) {
 }
 
 void pac_engine::score(const pac_method & method, pac_scores & out) {
+    const auto mine = turn();
+
     if (!observed) {
         throw pac_error(PAC_ERR_STATE, std::string("nothing to score: ") + NOTHING);
     }
@@ -70,14 +72,14 @@ void pac_engine::score(const pac_method & method, pac_scores & out) {
 
     int32_t n_layer;
     int32_t n_text;
-    pac_check(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, &n_text));
+    pac_check(llama_aircache_dims(ctx, seq, &n_layer, nullptr, &n_text));
 
     const auto m = pac_to_llama(method);
 
     std::vector<uint8_t> observers((size_t) n_layer*n_text);
     scores.resize((size_t) n_layer*n_visual);
     alive.resize(m.allocation == LLAMA_AIRCACHE_ALLOC_VL ? n_layer : 0);
-    pac_check(llama_aircache_score(ctx.get(), 0, &m, scores.data(), scores.size(), observers.data(), observers.size(),
+    pac_check(llama_aircache_score(ctx, seq, &m, scores.data(), scores.size(), observers.data(), observers.size(),
             alive.empty() ? nullptr : alive.data(), alive.size()));
 
     list_elite(observers, n_layer);
@@ -85,19 +87,21 @@ void pac_engine::score(const pac_method & method, pac_scores & out) {
 }
 
 void pac_engine::evict(const int32_t * new_budgets, const int32_t * new_kept, double merge, bool mask_only, pac_compression & out) {
+    const auto mine = turn();
+
     if (!observed) {
         throw pac_error(PAC_ERR_STATE, std::string("nothing to evict: ") + NOTHING);
     }
 
     const int64_t t_start = llama_time_us();
-    const auto    before  = seq_stats(ctx.get());
+    const auto    before  = seq_stats(*this);
 
     int32_t n_layer;
-    pac_check(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, nullptr));
+    pac_check(llama_aircache_dims(ctx, seq, &n_layer, nullptr, nullptr));
 
-    evicted(llama_aircache_evict(ctx.get(), 0, new_budgets, new_kept, merge, mask_only));
+    evicted(llama_aircache_evict(ctx, seq, new_budgets, new_kept, merge, mask_only));
 
-    const auto after = seq_stats(ctx.get());
+    const auto after = seq_stats(*this);
     n_cells = after.n_cells;
 
     budgets.assign(new_budgets, new_budgets + n_layer);
@@ -110,20 +114,25 @@ void pac_engine::evict(const int32_t * new_budgets, const int32_t * new_kept, do
     out.kept          = kept.data();
     out.kv_bytes_full = before.kv_bytes;
     out.kv_bytes      = after.kv_bytes;
+    if (after.n_cells < before.n_cells) {
+        context->shrink();
+    }
     out.ms_evict      = (llama_time_us() - t_start)/1000.0;
 }
 
 void pac_engine::compress(const pac_method & method, bool mask_only, pac_scores * scores_out, pac_compression & out) {
+    const auto mine = turn();
+
     if (!observed) {
         throw pac_error(PAC_ERR_STATE, std::string("nothing to score: ") + NOTHING);
     }
 
     const auto m      = pac_to_llama(method);
-    const auto before = seq_stats(ctx.get());
+    const auto before = seq_stats(*this);
 
     int32_t n_layer;
     int32_t n_text;
-    pac_check(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, &n_text));
+    pac_check(llama_aircache_dims(ctx, seq, &n_layer, nullptr, &n_text));
 
     auto res = llama_aircache_compression_empty();
 
@@ -143,9 +152,9 @@ void pac_engine::compress(const pac_method & method, bool mask_only, pac_scores 
         room(alive, n_layer, res.alive, res.n_alive);
     }
 
-    evicted(llama_aircache_compress(ctx.get(), 0, &m, mask_only, &res));
+    evicted(llama_aircache_compress(ctx, seq, &m, mask_only, &res));
 
-    const auto after = seq_stats(ctx.get());
+    const auto after = seq_stats(*this);
     n_cells = after.n_cells;
 
     list_elite(observers, n_layer);
@@ -163,5 +172,5 @@ void pac_engine::compress(const pac_method & method, bool mask_only, pac_scores 
     out.kv_bytes_full = before.kv_bytes;
     out.kv_bytes      = after.kv_bytes;
     out.ms_score      = res.ms_score;
-    out.ms_evict      = res.ms_evict;
+    out.ms_evict      = res.ms_evict + (after.n_cells < before.n_cells ? context->shrink() : 0);
 }

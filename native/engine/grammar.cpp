@@ -8,8 +8,24 @@
 #include <stdexcept>
 #include <string>
 
+static const aircache::part_info * part_at(int32_t index) {
+    const auto & parts = aircache::method_parts();
+    return index >= 0 && index < (int32_t) parts.size() ? &parts[index] : nullptr;
+}
+
 const char * pac_method_part(int32_t index) {
-    return aircache::method_part(index);
+    const auto * part = part_at(index);
+    return part ? part->name.c_str() : nullptr;
+}
+
+const char * pac_method_part_hint(int32_t index) {
+    const auto * part = part_at(index);
+    return part ? part->hint.c_str() : nullptr;
+}
+
+const char * pac_method_part_help(int32_t index) {
+    const auto * part = part_at(index);
+    return part ? part->help.c_str() : nullptr;
 }
 
 int32_t pac_method_set(struct pac_method * method, const char * part, const char * text) {

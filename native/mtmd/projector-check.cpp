@@ -1,15 +1,12 @@
 #include "projector-check.h"
 
 #include "clip-impl.h"
-#include "ggml-cpp.h"
+#include "projector-file.h"
 
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
-#include <initializer_list>
 #include <set>
-#include <stdexcept>
 
 // More than any model has. A graph has room for 8192 nodes; a layer takes at most 50.
 static constexpr int64_t MAX_LAYERS = 128;
@@ -17,34 +14,12 @@ static constexpr int64_t MAX_EMBD   = 1 << 16;
 static constexpr int64_t MAX_PATCH  = 56; // a window of Qwen2.5-VL, 112 pixels, must hold one merged patch
 static constexpr int64_t MAX_IMAGE  = 8192;
 static constexpr int64_t MAX_TILES  = 64; // InternVL; its models use 12, at most 40
+static constexpr int64_t MAX_EDGE_TILES = 16; // Idefics 3: beside each other; its models use 4 or 5
 static constexpr int64_t MAX_POINTS = 2048;
-
-[[noreturn]] static void fail(const std::string & what) {
-    throw std::runtime_error(what);
-}
-
-void aircache_check_type(const gguf_context * gguf, int64_t key, gguf_type type) {
-    const auto found = gguf_get_kv_type(gguf, key);
-    if (found != type) {
-        const char * name = gguf_type_name(found);
-        fail(string_format("%s has the type %s, it must have %s", gguf_get_key(gguf, key), name ? name : "?", gguf_type_name(type)));
-    }
-}
 
 namespace {
 
-enum tensor_kind {
-    MATRIX, // for products and for taking rows
-    KERNEL, // of the convolution
-    VECTOR, // added to or multiplied with activations
-};
-
-struct checker {
-    const gguf_context * gguf;
-    ggml_context       * tensors;
-
-    std::set<std::string> known; // tensors that were asked for
-
+struct checker : aircache_projector_file {
     // of the vision tower
     int64_t E     = 0; // width
     int64_t F     = 0; // width of the feed-forward part
@@ -52,126 +27,6 @@ struct checker {
     int64_t heads = 0;
     int64_t patch = 0;
     int64_t image = 0;
-
-    //
-    // metadata
-    //
-
-    int64_t find(const std::string & key, gguf_type type, bool required) const {
-        const int64_t id = gguf_find_key(gguf, key.c_str());
-        if (id < 0 && required) {
-            fail(key + " is missing");
-        }
-        if (id >= 0) {
-            aircache_check_type(gguf, id, type);
-        }
-        return id;
-    }
-
-    int64_t number(const std::string & key, int64_t lo, int64_t hi, int64_t otherwise = -1) const {
-        const int64_t id  = find(key, GGUF_TYPE_UINT32, otherwise < 0);
-        const int64_t res = id < 0 ? otherwise : gguf_get_val_u32(gguf, id);
-        if (id >= 0 && (res < lo || res > hi)) {
-            fail(string_format("%s is %" PRId64 ": it must be in [%" PRId64 ", %" PRId64 "]", key.c_str(), res, lo, hi));
-        }
-        return res;
-    }
-
-    // elements of an array, null when it is not there
-    template <typename T>
-    const T * array(const std::string & key, gguf_type type, size_t & n) const {
-        n = 0;
-        const int64_t id = find(key, GGUF_TYPE_ARRAY, false);
-        if (id < 0) {
-            return nullptr;
-        }
-        if (gguf_get_arr_type(gguf, id) != type) {
-            fail(key + " has elements of another type than " + gguf_type_name(type));
-        }
-        n = gguf_get_arr_n(gguf, id);
-        return (const T *) gguf_get_arr_data(gguf, id);
-    }
-
-    //
-    // tensors
-    //
-
-    const ggml_tensor * find_tensor(const std::string & name) const {
-        return ggml_get_tensor(tensors, name.c_str());
-    }
-
-    static bool can(tensor_kind kind, ggml_type type) {
-        switch (kind) {
-            case VECTOR: return type == GGML_TYPE_F32;
-            case KERNEL: return type == GGML_TYPE_F32 || type == GGML_TYPE_F16;
-            case MATRIX: return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 ||
-                                // these two are for intermediate results
-                                (ggml_is_quantized(type) && type != GGML_TYPE_Q8_1 && type != GGML_TYPE_Q8_K);
-        }
-        return false;
-    }
-
-    static std::string shape(const int64_t * ne, int n) {
-        std::string res;
-        for (int i = 0; i < n; ++i) {
-            res += (i ? ", " : "") + std::to_string(ne[i]);
-        }
-        return "[" + res + "]";
-    }
-
-    // of the type that its use asks for; null when it is not there and need not be
-    const ggml_tensor * typed(tensor_kind kind, const std::string & name, bool required) {
-        known.insert(name);
-        const auto * t = find_tensor(name);
-        if (!t && required) {
-            fail("unable to find tensor " + name);
-        }
-        if (t && !can(kind, t->type)) {
-            fail(string_format("%s has the type %s: %s", name.c_str(), ggml_type_name(t->type),
-                    kind == VECTOR ? "it must be F32" : kind == KERNEL ? "it must be F32 or F16" : "it cannot be multiplied with"));
-        }
-        return t;
-    }
-
-    // and of this shape, in the order of ggml: fastest first
-    bool tensor(tensor_kind kind, const std::string & name, std::initializer_list<int64_t> want, bool required = true) {
-        const auto * t = typed(kind, name, required);
-        if (!t) {
-            return false;
-        }
-        int64_t ne[GGML_MAX_DIMS] = { 1, 1, 1, 1 };
-        std::copy(want.begin(), want.end(), ne);
-        if (!std::equal(ne, ne + GGML_MAX_DIMS, t->ne)) {
-            fail(string_format("%s is %s: it must be %s", name.c_str(), shape(t->ne, ggml_n_dims(t)).c_str(), shape(ne, want.size()).c_str()));
-        }
-        return true;
-    }
-
-    void norm(const std::string & name, int64_t n, bool required = false) {
-        if (!tensor(VECTOR, name + ".weight", { n }, required) && find_tensor(name + ".bias")) {
-            fail(name + ".bias has no " + name + ".weight"); // not computed by all
-        }
-        tensor(VECTOR, name + ".bias", { n }, false);
-    }
-
-    // a matrix whose width of output is not known from the metadata: returns it
-    int64_t linear(const std::string & name, int64_t n_in, bool bias_required) {
-        const auto * t = typed(MATRIX, name + ".weight", true);
-        tensor(MATRIX, name + ".weight", { n_in, t->ne[1] });
-        tensor(VECTOR, name + ".bias", { t->ne[1] }, bias_required);
-        return t->ne[1];
-    }
-
-    void linear(const std::string & name, int64_t n_in, int64_t n_out, bool bias_required) {
-        tensor(MATRIX, name + ".weight", { n_in, n_out });
-        tensor(VECTOR, name + ".bias",   { n_out }, bias_required);
-    }
-
-    void absent(const std::string & name) const {
-        if (find_tensor(name)) {
-            fail("a tensor that this projector does not have: " + name);
-        }
-    }
 
     //
     // the parts of a vision tower
@@ -326,6 +181,21 @@ struct checker {
         linear("mm.model.mlp.3", linear("mm.model.mlp.1", E*merge*merge, true), true);
     }
 
+    void idefics3() {
+        const int64_t merge = number(KEY_PROJ_SCALE_FACTOR, 2, 16);
+        number(KEY_PREPROC_IMAGE_SIZE, 1, MAX_EDGE_TILES*image, 0);
+        const int64_t n = side();
+        if (n % merge != 0) {
+            fail(string_format("%" PRId64 " patches in a row are no multiple of %s, %" PRId64, n, KEY_PROJ_SCALE_FACTOR, merge));
+        }
+
+        embedding(false);
+        absent(TN_CLASS_EMBD);
+        tensor(VECTOR, "v.position_embd.weight", { E, n*n });
+        layers(false, true, false, true, false);
+        linear("mm.model.fc", E*merge*merge, false);
+    }
+
     void llava() {
         const int64_t n   = side();
         size_t n_points;
@@ -373,6 +243,7 @@ struct checker {
     void onevision() {
         side();
         embedding(false);
+        tensor(VECTOR, TN_CLASS_EMBD, { E }, false);
         if (const auto * pos = typed(VECTOR, "v.position_embd.weight", false)) {
             tensor(VECTOR, "v.position_embd.weight", { E, pos->ne[1] });
         }
@@ -413,7 +284,9 @@ struct checker {
             case PROJECTOR_TYPE_QWEN25VL:
             case PROJECTOR_TYPE_QWEN3VL:         sizes(); qwen(type);  break;
             case PROJECTOR_TYPE_INTERNVL:        sizes(); internvl();  break;
+            case PROJECTOR_TYPE_IDEFICS3:        sizes(); idefics3();  break;
             case PROJECTOR_TYPE_MLP:             sizes(); llava();     break;
+            case PROJECTOR_TYPE_LLAVA_NEXT:
             case PROJECTOR_TYPE_LLAVA_ONEVISION: sizes(); onevision(); break;
             default:
                 number("clip.vision.embedding_length", 1, MAX_EMBD);
@@ -426,27 +299,11 @@ struct checker {
     }
 };
 
-void check_extent(const std::string & path, const gguf_context * gguf) {
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
-    if (!file) {
-        fail("cannot open " + path);
-    }
-    const uint64_t size  = file.tellg();
-    const uint64_t start = gguf_get_data_offset(gguf);
-    for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
-        const uint64_t offset = gguf_get_tensor_offset(gguf, i);
-        const uint64_t length = gguf_get_tensor_size(gguf, i);
-        if (start > size || offset > size - start || length > size - start - offset) {
-            fail(string_format("the file ends at byte %" PRIu64 ", within or before the tensor %s: it was cut off", size, gguf_get_tensor_name(gguf, i)));
-        }
-    }
-}
-
 } // namespace
 
 void aircache_check_projector(bool is_vision, const std::string & path, const gguf_context * gguf, ggml_context * tensors, projector_type type) {
     if (is_vision) {
-        check_extent(path, gguf);
-        checker{ gguf, tensors, {} }.run(type);
+        aircache_check_extent(path, gguf);
+        checker{ { gguf, tensors, {} } }.run(type);
     }
 }

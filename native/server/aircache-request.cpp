@@ -1,5 +1,6 @@
 // What can be asked for: flags and the fields of requests.
 #include "aircache-server.h"
+#include "aircache-limits.h"
 
 #include "common.h"
 #include "log.h"
@@ -33,7 +34,7 @@ static void check(const common_params & params, const common_params_aircache & w
         throw std::invalid_argument("aircache_keep cannot be less than 1 here: " + params.aircache.refused);
     }
     if (method.window == LLAMA_AIRCACHE_WINDOW_ALL && params.n_parallel > 1) {
-        throw std::invalid_argument("aircache_window 'all'" + (wanted.window.empty() ? " (of aircache_method '" + wanted.method + "')" : "") +
+        throw std::invalid_argument("aircache_window 'all'" + (wanted.parts.count("window") == 0 ? " (of aircache_method '" + wanted.method + "')" : "") +
             " needs a server with one slot (-np 1), this one has " + std::to_string(params.n_parallel));
     }
 }
@@ -51,14 +52,22 @@ bool server_aircache_init(common_params & params, llama_context * ctx_tgt, const
     server_aircache_show_metrics(has_images && params.aircache.refused.empty());
     if (!has_images && params.aircache.active()) {
         LOG_WRN("without --mmproj there are no images to compress, --aircache-keep has no effect\n");
-        params.aircache.keep = 1.0f;
+        params.aircache.keep = 1.0;
     }
     try {
         check(params, params.aircache);
+        server_aircache_memory::init(ctx_tgt);
     } catch (const std::invalid_argument & e) {
         LOG_ERR("%s\n", e.what());
         return false;
     }
+    // a draft model has cells of its own, and adapters change those of the target
+    const bool archives = has_images && params.aircache.refused.empty() && !ctx_dft && params.lora_adapters.empty();
+    if (!archives && common_aircache_get_limits().archive_mib > 0) {
+        LOG_WRN("--aircache-archive has no effect: it needs images, slots that can be compressed, no draft model and no adapters\n");
+    }
+    server_aircache_archives_init(archives);
+
     const std::lock_guard<std::mutex> lock(flags_mutex);
     flags = params.aircache;
     return true;
@@ -75,38 +84,54 @@ void server_aircache_set_streams(common_params & params) {
 // requests
 //
 
-static void read_field(common_params_aircache & params, const std::string & field, const common_json & value) {
-    params.check_allowed(field);
-    if (field == "aircache_keep" || field == "aircache_alpha") {
-        if (!value.is_number()) {
-            throw std::invalid_argument("must be a number");
-        }
-        const double number = value.get<double>();
-        field == "aircache_keep" ? params.set_keep(number) : params.set_alpha(number);
-        return;
+// The text that a field's value stands for. Numbers, true and false are JSON's own, so that a text is no number.
+static std::string text_of(const common_aircache_field & field, const common_json & value) {
+    switch (field.kind) {
+        case common_aircache_field::NUMBER:
+            if (!value.is_number()) {
+                throw std::invalid_argument("must be a number");
+            }
+            return value.dump();
+        case common_aircache_field::WHOLE:
+            if (!value.is_number_integer()) {
+                throw std::invalid_argument("must be a whole number");
+            }
+            return value.dump();
+        case common_aircache_field::ON_OFF:
+            if (!value.is_boolean()) {
+                throw std::invalid_argument("must be true or false");
+            }
+            return value.get<bool>() ? "on" : "off";
+        default:
+            if (!value.is_string()) {
+                throw std::invalid_argument("must be a string");
+            }
+            return value.get<std::string>();
     }
-    if (!value.is_string()) {
-        throw std::invalid_argument("must be a string");
+}
+
+static void read_field(common_params_aircache & params, const common_aircache_field & field, const common_json & value) {
+    params.check_allowed(field.name);
+    const auto text = text_of(field, value);
+    if (field.part == "method") {
+        params.parts.clear(); // another method brings parts of its own
+    } else if (field.part == "window") {
+        params.parts.erase("alpha"); // a window says its threshold itself
     }
-    if (field == "aircache_method") { // another method brings parts of its own
-        params.alpha = 0.0f;
-        params.window.clear();
-        params.allocation.clear();
-    }
-    params.set(field, value.get<std::string>());
+    params.set(field.name, text);
 }
 
 common_params_aircache server_aircache_read(const common_params & params, const common_json & body) {
     auto res = params.aircache;
     res.of_request = true;
-    for (const char * field : COMMON_AIRCACHE_FIELDS) {
-        if (!body.contains(field) || body.at(field).is_null()) {
+    for (const auto & field : common_aircache_fields()) {
+        if (!body.contains(field.name) || body.at(field.name).is_null()) {
             continue;
         }
         try {
-            read_field(res, field, body.at(field));
+            read_field(res, field, body.at(field.name));
         } catch (const std::exception & e) {
-            throw std::invalid_argument("Field '" + std::string(field) + "': " + e.what());
+            throw std::invalid_argument("Field '" + field.name + "': " + e.what());
         }
     }
     check(params, res);
@@ -120,10 +145,14 @@ common_json server_aircache_add_params(const common_params_aircache & params, co
         defaults.of_request = true;
         return server_aircache_add_params(defaults, std::move(res));
     }
-    res["aircache_keep"]       = params.resolve().keep;
-    res["aircache_method"]     = params.method;
-    res["aircache_alpha"]      = params.resolve().alpha;
-    res["aircache_window"]     = params.part("window");
-    res["aircache_allocation"] = params.part("allocation");
+    for (const auto & field : common_aircache_fields()) {
+        const auto text = params.part(field.part);
+        switch (field.kind) {
+            case common_aircache_field::NUMBER:
+            case common_aircache_field::WHOLE:  res[field.name] = common_json::parse(text); break;
+            case common_aircache_field::ON_OFF: res[field.name] = text == "on";             break;
+            default:                            res[field.name] = text;
+        }
+    }
     return res;
 }

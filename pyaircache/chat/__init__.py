@@ -4,5 +4,6 @@ from .answer import Answer, AnswerStream, TokenLogprob
 from .async_chat import AsyncAnswerStream, AsyncChat
 from .chat import Chat
 from .model import Model
+from .options import AskOptions
 
-__all__ = ["Answer", "AnswerStream", "AsyncAnswerStream", "AsyncChat", "Chat", "Model", "TokenLogprob"]
+__all__ = ["Answer", "AnswerStream", "AskOptions", "AsyncAnswerStream", "AsyncChat", "Chat", "Model", "TokenLogprob"]

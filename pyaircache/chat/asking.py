@@ -12,17 +12,16 @@ from typing import Any, Literal, overload
 from .. import checks
 from ..checks import flag, shown
 from ..engine import fork
-from ..errors import CancelledError, PyAircacheWarning
+from ..errors import ArgumentError, CancelledError, PyAircacheWarning
 from ..images import Picture
 from ..images.load import Loader
 from ..methods.choice import choose
-from ..methods.method import Method, MethodName
-from ..methods.policy import Policy
 from ..progress import OnProgress, callback
 from . import messages as openai
 from .answer import Answer, AnswerStream
+from .conversation import Turn
 from .gate import Gate, Lease
-from .options import Options, Schema
+from .options import AskOptions, Options, Unpack, refuse_unknown, says_options
 from .session import CANCELLED, Question, Request, Session, refuse_cancelled
 
 
@@ -35,54 +34,45 @@ class Asking:
     _options: Options
     _image_urls: bool
 
-    # fmt: off
     @overload
-    def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[False] = ..., timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer: ...
+    def ask(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        follow_up: bool | None = ...,
+        stream: Literal[False] = ...,
+        **options: Unpack[AskOptions],
+    ) -> Answer: ...
     @overload
-    def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[True], timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> AnswerStream: ...
+    def ask(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        follow_up: bool | None = ...,
+        stream: Literal[True],
+        **options: Unpack[AskOptions],
+    ) -> AnswerStream: ...
     @overload
-    def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: bool, timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer | AnswerStream: ...
-    # fmt: on
+    def ask(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        follow_up: bool | None = ...,
+        stream: bool,
+        **options: Unpack[AskOptions],
+    ) -> Answer | AnswerStream: ...
+    @says_options
     def ask(
         self,
         image: Picture | Sequence[Picture] | None,
         question: str,
         *,
         follow_up: bool | None = None,
-        keep: float | None = None,
-        method: MethodName | Method | Policy | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        json_schema: Schema | None = None,
-        grammar: str | None = None,
-        logprobs: int | None = None,
         stream: bool = False,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
+        **options: Unpack[AskOptions],
     ) -> Answer | AnswerStream:
         """Asks a question.
 
@@ -96,30 +86,9 @@ class Asking:
             question: The text of the question.
             follow_up: True: the question, with its images, follows the conversation so far; False: a new conversation
                 begins; None: a question with an image begins one, a question without follows.
-            keep: Share of this question's visual cells to keep instead of the Chat's own ``keep``. A follow-up without
-                an image cannot change what is left of it: another ``keep`` or ``method`` than the conversation's has no
-                effect there, and a warning says so.
-            method: Instead of the Chat's own, in any form that `Chat` takes.
-            max_tokens: Longest answer, in tokens.
-            temperature: 0: always the most likely token; higher: more random; at most 1e6.
-            top_k: Draw from the k most likely tokens only; 0: from all.
-            top_p: Draw from the most likely tokens that have this probability together, in (0, 1]; 1: from all.
-            min_p: Draw from tokens that are at least this likely, relative to the most likely one, in [0, 1]; 0: from
-                all.
-            repeat_penalty: Divides the logits of tokens that were there among the last 64, in [0.01, 100]; 1: off.
-            seed: Makes a random answer repeatable, 0 to 2**32 - 2; None: another one each time, which the report tells.
-            stop: A text, or up to 64, at which the answer ends; it is no part of the answer.
-            json_schema: The answer is JSON of this schema, an object or its text. One that is cut off by ``max_tokens``
-                is the beginning of that.
-            grammar: The answer follows this GBNF grammar; not together with a schema.
-            logprobs: n: `Answer.logprobs` tells how likely each token of the answer was, and of the n most likely
-                tokens in its place the same; 0 to 1024; None: nothing.
             stream: Return an iterator over pieces of the answer as they are generated. The prompt is evaluated before
                 this call returns.
-            timeout: Seconds to wait while the Chat is in use by another question; None: for ever. Only the waiting is
-                limited, not the answering.
-            on_progress: Called with ("encode", done, total) for images and ("prefill", done, total) for the prompt's
-                tokens. What it raises cancels the question and comes out of this call.
+            options: Those of `AskOptions`.
 
         Returns:
             The answer; with ``stream=True`` an ``AnswerStream``, which holds the Chat until it ends.
@@ -143,69 +112,45 @@ class Asking:
                 being encoded is done (a large one on a CPU: seconds); `cancel`, from another thread, is faster. The
                 Chat stays usable.
         """
-        # fmt: off
-        return self._ask(
-            self._lease(), image, question, follow_up=follow_up,
-            keep=keep, method=method, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop, json_schema=json_schema,
-            grammar=grammar, logprobs=logprobs, stream=stream, timeout=timeout, on_progress=on_progress,
-        )
-        # fmt: on
+        return self._ask(self._lease(), image, question, follow_up=follow_up, stream=stream, **options)
 
-    # fmt: off
     @overload
-    def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[False] = ..., timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer: ...
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        reuse: bool = ...,
+        stream: Literal[False] = ...,
+        **options: Unpack[AskOptions],
+    ) -> Answer: ...
     @overload
-    def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[True], timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> AnswerStream: ...
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        reuse: bool = ...,
+        stream: Literal[True],
+        **options: Unpack[AskOptions],
+    ) -> AnswerStream: ...
     @overload
-    def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: bool, timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer | AnswerStream: ...
-    # fmt: on
+    def complete(
+        self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ..., stream: bool, **options: Unpack[AskOptions]
+    ) -> Answer | AnswerStream: ...
+    @says_options
     def complete(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         reuse: bool = True,
-        keep: float | None = None,
-        method: MethodName | Method | Policy | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        json_schema: Schema | None = None,
-        grammar: str | None = None,
-        logprobs: int | None = None,
         stream: bool = False,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
+        **options: Unpack[AskOptions],
     ) -> Answer | AnswerStream:
         """Answers OpenAI-style messages: they become the conversation, and the answer its end.
 
         What the present conversation has in common with them, from its beginning, is not evaluated again: answers that
         were given here, and images that were compressed with the same ``keep`` and ``method`` by the questions then.
         The rest is one prompt, whose images are compressed together, by the last question. Earlier messages of the
-        assistant are taken as they are. A Chat's ``system`` begins messages that have none.
+        assistant are taken as they are. ``system`` begins messages that have none.
 
         Args:
             messages: Dictionaries with ``role`` (system, user or assistant; the last one is the user's) and
@@ -214,7 +159,8 @@ class Asking:
                 but the name of a file as a str: that would let whoever wrote the messages read files;
                 ``pathlib.Path(name)`` is taken.
             reuse: False: evaluate all of it, whatever the present conversation is.
-            keep: This and all others as for `ask`.
+            stream: As for `ask`.
+            options: Those of `AskOptions`.
 
         Returns:
             As `ask`.
@@ -222,14 +168,7 @@ class Asking:
         Raises:
             ArgumentError: The messages are something else. Others as for `ask`.
         """
-        # fmt: off
-        return self._complete(
-            self._lease(), messages, reuse=reuse,
-            keep=keep, method=method, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop, json_schema=json_schema,
-            grammar=grammar, logprobs=logprobs, stream=stream, timeout=timeout, on_progress=on_progress,
-        )
-        # fmt: on
+        return self._complete(self._lease(), messages, reuse=reuse, stream=stream, **options)
 
     def _lease(self) -> Lease:
         return Lease(self._gate, "a question", question=True)
@@ -242,6 +181,7 @@ class Asking:
         self, lease: Lease, image: Any, question: Any, *, follow_up: bool | None, **options: Any
     ) -> Answer | AnswerStream:
         """As `ask`, with a place in the queue that the caller may cancel."""
+        refuse_unknown("ask", options, "follow_up", "stream")
         follows = image is None if follow_up is None else flag("follow_up", follow_up)
 
         def given() -> list[openai.Given]:
@@ -251,6 +191,7 @@ class Asking:
 
     def _complete(self, lease: Lease, messages: Any, *, reuse: bool, **options: Any) -> Answer | AnswerStream:
         """As `complete`, with a place in the queue that the caller may cancel."""
+        refuse_unknown("complete", options, "reuse", "stream")
         follows = flag("reuse", reuse)
 
         def given() -> list[openai.Given]:
@@ -266,30 +207,30 @@ class Asking:
         follow_up: bool,
         *,
         whole: bool,
-        keep: float | None,
-        method: Any,
         stream: bool,
-        timeout: float | None,
-        on_progress: OnProgress | None,
+        keep: float | None = None,
+        method: Any = None,
+        system: Any = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
         **options: Any,
     ) -> Answer | AnswerStream:
         """Reads the arguments, waits for the Chat, and answers."""
         started = time.perf_counter()
-        default = self._options
-        chosen = Options(
-            keep=default.keep if keep is None else keep,
-            choice=default.choice if method is None else choose(method),
-            **options,
-        )
+        chosen = chosen_options(self._options, keep, method, system, **options)
         flag("stream", stream)
         seconds, told = checks.timeout(timeout), callback(on_progress)
         fork.check(self._pid)
         with self._gate.preparing(lease):
             request = Request(given(), chosen, follow_up, whole, told)
+            if whole and system:
+                _refuse_two_systems(request)
             lease.what = f"a streamed answer to {what.removeprefix('the question ')}" if stream else what
 
             def begin() -> AnswerStream:
                 self._refuse_closed()
+                if system is not None and follow_up and not whole:
+                    _refuse_another_system(self._session.turns, chosen.system)
                 asked = self._session.begin(request, lambda: lease.cancelled)
                 _warn_of_no_effect(asked, keep is not None, method is not None)
                 answer = AnswerStream(self._session, asked, started, lease, self)
@@ -309,6 +250,40 @@ class Asking:
 
     def _refuse_closed(self) -> None:
         raise NotImplementedError
+
+
+def chosen_options(default: Options, keep: float | None, method: Any, system: Any, **options: Any) -> Options:
+    """Options of a question, as it names them or as the Chat has them.
+
+    Raises:
+        ArgumentError: A value is outside its limits.
+    """
+    return Options(
+        keep=default.keep if keep is None else keep,
+        choice=default.choice if method is None else choose(method),
+        system=default.system if system is None else None if system is False else system,
+        **options,
+    )
+
+
+def _refuse_two_systems(request: Request) -> None:
+    """For messages that bring a system message where ``system`` gives another."""
+    if any(one.role == "system" for one in request.given):
+        raise ArgumentError("the messages have a system message already, and system= gives another; give one of them")
+
+
+def _refuse_another_system(turns: Sequence[Turn], system: str | None) -> None:
+    """For a question that follows others and names a system message: only theirs is there."""
+    if not turns:
+        return
+    first = turns[0].given[0]
+    theirs = first.content if first.role == "system" else None
+    if system != theirs:
+        what = f"began with the system message {shown(theirs)}" if theirs is not None else "has no system message"
+        raise ArgumentError(
+            f"system must be that of the conversation, which {what}; got {shown(system)}: leave it out, or begin a new "
+            "conversation (follow_up=False)"
+        )
 
 
 def _warn_of_no_effect(asked: Question, keep: bool, method: bool) -> None:

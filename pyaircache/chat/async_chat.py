@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal, TypeVar, overload
@@ -14,18 +15,17 @@ from typing import Any, Literal, TypeVar, overload
 from .. import checks
 from ..checks import flag
 from ..engine.structs import Info
-from ..errors import StateError
+from ..errors import CancelledError, StateError
 from ..images import Picture
-from ..methods.method import Method, MethodName
-from ..methods.policy import Policy
-from ..progress import OnProgress
+from ..progress import OnProgress, Stage, callback
 from ..report.report import Report
 from ..spans import Span
 from .answer import Answer, AnswerStream
 from .chat import Chat
 from .gate import Lease
+from .many import Answered, Item
 from .model import Model
-from .options import Schema
+from .options import AskOptions, Unpack, refuse_unknown, says_options
 from .session import CANCELLED
 from .turns import Turn, Turns
 
@@ -64,7 +64,9 @@ class AsyncChat:
         **options: Any,
     ) -> None:
         inspect.signature(Chat).bind(model, mmproj, **options)
-        self._make: Callable[[], Chat] = lambda: Chat(model, mmproj, **options)
+        self._make: Callable[..., Chat] = lambda **more: Chat(model, mmproj, **{**options, **more})
+        self._told: OnProgress | None = options.get("on_progress")
+        self._loads = not isinstance(model, Model)
         self._made: Chat | None = None
         self._turns = Turns()
         self._stream: Callable[[], AsyncAnswerStream | None] = lambda: None
@@ -102,122 +104,131 @@ class AsyncChat:
         """See `Chat.messages`; StateError before it is loaded."""
         return self.chat.messages
 
-    # fmt: off
     @overload
-    async def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[False] = ..., timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer: ...
+    async def ask(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        follow_up: bool | None = ...,
+        stream: Literal[False] = ...,
+        **options: Unpack[AskOptions],
+    ) -> Answer: ...
     @overload
-    async def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[True], timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> AsyncAnswerStream: ...
+    async def ask(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        follow_up: bool | None = ...,
+        stream: Literal[True],
+        **options: Unpack[AskOptions],
+    ) -> AsyncAnswerStream: ...
     @overload
-    async def ask(self, image: Picture | Sequence[Picture] | None, question: str, *, follow_up: bool | None = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: bool, timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer | AsyncAnswerStream: ...
-    # fmt: on
+    async def ask(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        follow_up: bool | None = ...,
+        stream: bool,
+        **options: Unpack[AskOptions],
+    ) -> Answer | AsyncAnswerStream: ...
+    @says_options
     async def ask(
         self,
         image: Picture | Sequence[Picture] | None,
         question: str,
         *,
         follow_up: bool | None = None,
-        keep: float | None = None,
-        method: MethodName | Method | Policy | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        json_schema: Schema | None = None,
-        grammar: str | None = None,
-        logprobs: int | None = None,
         stream: bool = False,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
+        **options: Unpack[AskOptions],
     ) -> Answer | AsyncAnswerStream:
-        """See `Chat.ask`. With ``stream=True`` an `AsyncAnswerStream`, when the prompt has been evaluated."""
-        # fmt: off
-        return await self._answer(
-            "_ask", image, question, follow_up=follow_up,
-            keep=keep, method=method, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop, json_schema=json_schema,
-            grammar=grammar, logprobs=logprobs, stream=stream, timeout=timeout, on_progress=on_progress,
-        )
-        # fmt: on
+        """See `Chat.ask`. With ``stream=True`` an `AsyncAnswerStream`, when the prompt has been evaluated.
 
-    # fmt: off
+        Args:
+            image: As for `Chat.ask`, and so the next three.
+            question: The text of the question.
+            follow_up: Whether it follows the conversation so far.
+            stream: Whether the answer comes in pieces.
+            options: Those of `AskOptions`.
+        """
+        refuse_unknown("ask", options, "follow_up", "stream")
+        return await self._answer("_ask", image, question, follow_up=follow_up, stream=stream, **options)
+
     @overload
-    async def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[False] = ..., timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer: ...
+    async def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        reuse: bool = ...,
+        stream: Literal[False] = ...,
+        **options: Unpack[AskOptions],
+    ) -> Answer: ...
     @overload
-    async def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: Literal[True], timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> AsyncAnswerStream: ...
+    async def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        reuse: bool = ...,
+        stream: Literal[True],
+        **options: Unpack[AskOptions],
+    ) -> AsyncAnswerStream: ...
     @overload
-    async def complete(self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ...,
-            keep: float | None = ..., method: MethodName | Method | Policy | None = ...,
-            max_tokens: int = ..., temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
-            repeat_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] | None = ...,
-            json_schema: Schema | None = ..., grammar: str | None = ..., logprobs: int | None = ...,
-            stream: bool, timeout: float | None = ...,
-            on_progress: OnProgress | None = ...) -> Answer | AsyncAnswerStream: ...
-    # fmt: on
+    async def complete(
+        self, messages: Sequence[Mapping[str, Any]], *, reuse: bool = ..., stream: bool, **options: Unpack[AskOptions]
+    ) -> Answer | AsyncAnswerStream: ...
+    @says_options
     async def complete(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         reuse: bool = True,
-        keep: float | None = None,
-        method: MethodName | Method | Policy | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        json_schema: Schema | None = None,
-        grammar: str | None = None,
-        logprobs: int | None = None,
         stream: bool = False,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
+        **options: Unpack[AskOptions],
     ) -> Answer | AsyncAnswerStream:
-        """See `Chat.complete`."""
-        # fmt: off
-        return await self._answer(
-            "_complete", messages, reuse=reuse,
-            keep=keep, method=method, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop, json_schema=json_schema,
-            grammar=grammar, logprobs=logprobs, stream=stream, timeout=timeout, on_progress=on_progress,
-        )
-        # fmt: on
+        """See `Chat.complete`.
+
+        Args:
+            messages: As for `Chat.complete`, and so the next two.
+            reuse: Whether what was evaluated before is taken as it is.
+            stream: Whether the answer comes in pieces.
+            options: Those of `AskOptions`.
+        """
+        refuse_unknown("complete", options, "reuse", "stream")
+        return await self._answer("_complete", messages, reuse=reuse, stream=stream, **options)
+
+    @says_options
+    async def ask_many(
+        self,
+        items: Iterable[Item],
+        *,
+        n_parallel: int = 8,
+        n_ctx: int | None = None,
+        **options: Unpack[AskOptions],
+    ) -> AsyncIterator[Answered]:
+        """See `Chat.ask_many`: an asynchronous generator, with threads of its own. They take the questions, too.
+
+        A task that is cancelled while it waits for an answer stops all of them.
+        """
+        if self._made is None:
+            async with Turn(self._turns, "loading", None):
+                await self._chat()
+        chat = self.chat
+        thread = ThreadPoolExecutor(1, thread_name_prefix="pyaircache-many")
+        try:
+            run = await self._run(lambda: chat._many(items, n_parallel, n_ctx, options), lambda: None, thread)
+            answers = run.answers()
+            try:
+                while True:
+                    done = await self._run(lambda: next(answers, None), lambda: run.end(CANCELLED), thread)
+                    if done is None:
+                        return
+                    yield done
+            finally:
+                await self._run(run.close, lambda: None, thread)
+        finally:
+            thread.shutdown(wait=False)
 
     async def spans(self, size: tuple[int, int], *, timeout: float | None = None) -> list[Span]:
         """See `Chat.spans`."""
@@ -264,37 +275,56 @@ class AsyncChat:
     async def _chat(self) -> Chat:
         """The Chat, loaded if need be; the caller has its turn."""
 
+        over = threading.Event()
+
+        def progress(stage: Stage, done: int, total: int) -> None:
+            if over.is_set():
+                raise CancelledError("the loading was cancelled")
+            if self._told is not None:
+                self._told(stage, done, total)
+
         def make() -> Chat:
-            made = self._make()
+            callback(self._told)  # which says what is wrong with it
+            made = self._make(on_progress=progress) if self._loads else self._make()
             self._made = made  # here, so that it is not lost with a task that is cancelled meanwhile
             return made
 
         if self._made is not None:
             return self._made
-        return await self._run(make, lambda: None)
+        return await self._run(make, over.set)
 
     async def _hold(self, what: str, body: Callable[[Chat], Result], timeout: float | None) -> Result:
         async with Turn(self._turns, what, checks.timeout(timeout)):
             chat = await self._chat()
             return await self._run(lambda: body(chat), lambda: None)
 
-    async def _answer(self, name: Literal["_ask", "_complete"], *what: Any, **options: Any) -> Any:
+    async def _answer(
+        self,
+        name: Literal["_ask", "_complete"],
+        *what: Any,
+        stream: bool,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Any:
         """Asks, with a turn that stays with a stream."""
-        seconds, streams = checks.timeout(options.pop("timeout")), flag("stream", options["stream"])
+        seconds, streams = checks.timeout(timeout), flag("stream", stream)
         async with Turn(self._turns, "a streamed answer" if streams else "a question", seconds) as turn:
             chat = await self._chat()
             lease = chat._lease()
             answer: Answer | AnswerStream = await self._run(
-                lambda: getattr(chat, name)(lease, *what, timeout=None, **options), lambda: chat._cancel(lease)
+                lambda: getattr(chat, name)(lease, *what, stream=streams, **options), lambda: chat._cancel(lease)
             )
             if not isinstance(answer, AnswerStream):
                 return answer
-            stream = AsyncAnswerStream(self, chat, lease, answer, turn.keep())
-            self._stream = weakref.ref(stream)
-            return stream
+            pieces = AsyncAnswerStream(self, chat, lease, answer, turn.keep())
+            self._stream = weakref.ref(pieces)
+            return pieces
 
-    async def _run(self, call: Callable[[], Result], cancel: Callable[[], object]) -> Result:
-        """Calls something in the thread. A task that is cancelled cancels it, and goes on when it has ended.
+    async def _run(
+        self, call: Callable[[], Result], cancel: Callable[[], object], thread: ThreadPoolExecutor | None = None
+    ) -> Result:
+        """Calls something in the thread, or in another one. A task that is cancelled cancels it, and goes on when it
+        has ended.
 
         Raises:
             RuntimeError: It raised a StopIteration, which no coroutine can.
@@ -306,7 +336,7 @@ class AsyncChat:
             except StopIteration as exc:  # no future holds one: whoever waits for it would do so for ever
                 raise RuntimeError("a policy or callback raised StopIteration") from exc
 
-        future = asyncio.get_running_loop().run_in_executor(self._thread, holdable)
+        future = asyncio.get_running_loop().run_in_executor(thread or self._thread, holdable)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:

@@ -15,6 +15,7 @@ from ..engine.marshal import utf8
 from ..engine.structs import Message
 from ..errors import ArgumentError
 from ..images import Picture, load_images
+from ..images.load import readable_again
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -81,10 +82,10 @@ def question(image: Picture | Sequence[Picture] | None, text: object, marker: st
     if not isinstance(text, str) or not text.strip():
         raise ArgumentError(f"the question must be a text that is not empty, got {shown(text)}")
     utf8(text)
-    images = load(image)
-    if not images:
+    if image is None:
         return Given("user", text, [], text)
-    given = image if isinstance(image, (list, tuple)) else [image]
+    given = [readable_again(one) for one in (image if isinstance(image, (list, tuple)) else [image])]
+    images = load(given)
     parts = [{"type": "image_url", "image_url": {"url": _as_part(one)}} for one in given]
     return Given("user", marker * len(images) + text, images, [*parts, {"type": "text", "text": text}])
 
@@ -116,6 +117,8 @@ def parse(messages: object, marker: str, load: Load = load_images) -> list[Given
     given = [_parse(one, f"messages[{i}]", marker, load) for i, one in enumerate(messages)]
     if given[-1].role != "user":
         raise ArgumentError(f"the last message must be the user's, got one of the role {shown(given[-1].role)}")
+    if not given[-1].content.replace(marker, "").strip():
+        raise ArgumentError(f"the last message asks nothing: it must have a text, got {shown(given[-1].shown)}")
     return given
 
 
@@ -131,16 +134,17 @@ def _parse(message: object, where: str, marker: str, load: Load) -> Given:
         return Given(role, content, [], content)
     if not isinstance(content, (list, tuple)):
         raise ArgumentError(f"the content of {where} must be a text or a list of parts, got {shown(content)}")
-    text, images = "", []
+    text, images, parts = "", [], []
     for i, part in enumerate(content):
-        piece, pictures = _part(part, f"part {i} of {where}", role, load)
+        piece, pictures, said = _part(part, f"part {i} of {where}", role, load)
         text += piece + marker * len(pictures)
         images += pictures
-    return Given(role, text, images, _copied(content))
+        parts.append(said)
+    return Given(role, text, images, _copied(parts))
 
 
-def _part(part: object, where: str, role: str, load: Load) -> tuple[str, list[NDArray[np.uint8]]]:
-    """(text, pictures) of a part: one of the two is empty."""
+def _part(part: object, where: str, role: str, load: Load) -> tuple[str, list[NDArray[np.uint8]], Mapping[str, Any]]:
+    """(text, pictures, the part as it can be read again): one of the first two is empty."""
     if not isinstance(part, Mapping):
         raise ArgumentError(f"{where} must be a dictionary with a type, got {shown(part)}")
     kind = one_of(f"the type of {where}", part.get("type"), ("text", "image_url"))
@@ -149,15 +153,16 @@ def _part(part: object, where: str, role: str, load: Load) -> tuple[str, list[ND
         if not isinstance(text, str):
             raise ArgumentError(f"the text of {where} must be a text, got {shown(text)}")
         utf8(text)
-        return text, []
+        return text, [], part
     if role != "user":
         raise ArgumentError(f"{where} is an image, which only messages of the user may have")
-    url = part.get("image_url")
-    url = url.get("url") if isinstance(url, Mapping) else url
+    inner = part.get("image_url")
+    url = inner.get("url") if isinstance(inner, Mapping) else inner
     if url is None or isinstance(url, (list, tuple)) or (isinstance(url, str) and not _is_address(url)):
         # Messages may come from anybody: a text in them, or in a list in them, must not name a file of this machine
         raise ArgumentError(
             f"the address of {where} must be a data URI (data:image/png;base64,...), got {shown(url)}; "
             "for a file give pathlib.Path(name)"
         )
-    return "", load(url)
+    url = readable_again(url)
+    return "", load(url), {**part, "image_url": {**(inner if isinstance(inner, Mapping) else {}), "url": url}}

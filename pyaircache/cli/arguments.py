@@ -9,6 +9,9 @@ from pathlib import Path
 import click
 from PIL import Image
 
+from ..checks import shown
+from ..images.urls import is_url
+
 STDIN = "-"
 _MORE_PICTURES = {".heic", ".heif", ".pdf"}  # read with an extra
 
@@ -50,6 +53,16 @@ def _refuse_word(name: str) -> None:
         raise click.UsageError(
             f"there is no image {name!r}: put the question in quotation marks, behind the images, or use --question"
         )
+
+
+def refuse_addresses(names: list[str]) -> None:
+    """For a command that was not told to fetch pictures.
+
+    Raises:
+        click.UsageError: One of them is an address.
+    """
+    for name in filter(is_url, names):
+        raise click.UsageError(f"the image {shown(name)} was not fetched: --image-urls allows addresses")
 
 
 def _is_file(name: str) -> bool:

@@ -8,27 +8,31 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import between, flag, shown
 from ..errors import ArgumentError, StateError
 from ..spans import Size, Span
 from . import fork, library
 from . import model as models
+from .conversing import Conversing
 from .marshal import (
     Progress,
     ProgressCallback,
     array,
+    c_images,
     c_method,
     c_params,
+    compression_of,
     free_in,
     indices,
     int32,
+    scores_of,
     set_field,
-    split,
     struct_fields,
     text,
     utf8,
@@ -50,7 +54,8 @@ from .structs import (
 STAGE_LOAD, STAGE_ENCODE, STAGE_PREFILL = 0, 1, 2
 
 OPTIONS = (
-    "n_ctx", "n_batch", "n_ubatch", "n_threads", "cache_type_k", "cache_type_v", "flash_attn", "keep_embeddings"
+    "n_ctx", "n_batch", "n_ubatch", "n_threads", "cache_type_k", "cache_type_v", "flash_attn", "keep_embeddings",
+    "archive", "archive_path", "resize_kv",
 )  # fmt: skip
 """Fields of ``pac_engine_params``."""
 
@@ -63,7 +68,7 @@ def version() -> str:
     return text(ffi, lib.pac_version())
 
 
-class Engine:
+class Engine(Conversing):
     """One conversation with a model; see ``pyaircache.h`` for what each call does.
 
     Not thread-safe: one call at a time, :meth:`cancel` excepted. Engines on one model may be used by different threads
@@ -76,7 +81,9 @@ class Engine:
         progress: Called while loading.
         options: ``n_ctx`` (cells; 0: the model's own, at most 32768), ``n_batch`` (tokens a call), ``n_ubatch`` (tokens
             a graph), ``n_threads``, ``cache_type_k`` and ``cache_type_v`` (`CacheType`), ``flash_attn`` (-1 auto, 0
-            off, 1 on), ``keep_embeddings``; with a path those of `EngineModel`, too. None keeps a default.
+            off, 1 on), ``keep_embeddings``, ``resize_kv`` (on devices: K and V as large as is needed, docs/memory.md),
+            ``archive`` (index into `ARCHIVES`), ``archive_path`` (of one in a file);
+            with a path those of `EngineModel`, too. None keeps a default.
 
     Raises:
         ArgumentError: There is no such option, or not together with an `EngineModel`.
@@ -91,9 +98,6 @@ class Engine:
         progress: Progress | None = None,
         **options: int | str | None,
     ) -> None:
-        self._ptr: Any = None
-        self._pid = os.getpid()
-        self._ending = threading.RLock()  # between `cancel` and `close`; a signal handler may call both inside them
         if isinstance(model, EngineModel):
             if mmproj is not None:
                 raise ArgumentError("mmproj goes with the path of a model; an EngineModel has its projector already")
@@ -103,16 +107,33 @@ class Engine:
             options = {name: value for name, value in options.items() if name not in of_model or name in OPTIONS}
             shared = EngineModel(model, mmproj, progress=progress, **of_model)
         fork.check_new()
-        self._ffi, self._lib, _ = library.load()
-        ffi, lib = self._ffi, self._lib
+        ffi, lib, _ = library.load()
         params, _strings = c_params(ffi, "struct pac_engine_params", lib.pac_engine_default_params(), options, OPTIONS)
-        out = ffi.new("pac_engine **")
-        status = lib.pac_engine_new(shared.pointer, params, out)
-        if status == lib.PAC_OK:
-            self._ptr = ffi.gc(out[0], functools.partial(free_in, lib.pac_engine_free, os.getpid, self._pid))
-        if shared is not model:
-            shared.close()  # the engine holds it now
+        try:
+            self._make(lambda out: lib.pac_engine_new(shared.pointer, params, out))
+        finally:
+            if shared is not model:
+                shared.close()  # the engine holds it now
+
+    def _make(self, new: Callable[[Any], int]) -> None:
+        """Takes what a C function makes, which puts it into a ``pac_engine **`` and returns a status."""
+        self._ptr: Any = None
+        self._pid = os.getpid()
+        self._ending = threading.RLock()  # between `cancel` and `close`; a signal handler may call both inside them
+        self._ffi, self._lib, _ = library.load()
+        out = self._ffi.new("pac_engine **")
+        status = new(out)
+        if status == self._lib.PAC_OK:
+            free = functools.partial(free_in, self._lib.pac_engine_free, os.getpid, self._pid)
+            self._ptr = self._ffi.gc(out[0], free)
         check(status)
+
+    @classmethod
+    def made_by(cls, new: Callable[[Any], int]) -> Engine:
+        """The engine that a C function makes; for `EnginePool`."""
+        engine = cls.__new__(cls)
+        engine._make(new)
+        return engine
 
     def close(self) -> None:
         """Frees the engine; further calls raise StateError. May be called again; does nothing in a forked child."""
@@ -133,6 +154,16 @@ class Engine:
     def closed(self) -> bool:
         """Whether :meth:`close` has been called."""
         return self._ptr is None
+
+    @property
+    def pointer(self) -> Any:
+        """The ``pac_engine *``.
+
+        Raises:
+            StateError: It is closed.
+            ForkError: It belongs to the process that this one was forked from.
+        """
+        return self._engine
 
     @property
     def _engine(self) -> Any:
@@ -159,11 +190,14 @@ class Engine:
         items = ffi.new("struct pac_message[]", max(len(messages), 1))
         keep_alive = []
         for i, message in enumerate(messages):
+            if not isinstance(message, Message):
+                raise ArgumentError(f"messages must be Message objects, got {shown(message)}")
             role, content = ffi.new("char[]", utf8(message.role)), ffi.new("char[]", utf8(message.content))
             keep_alive += [role, content]
             items[i].role, items[i].content = role, content
         out = ffi.new("char **")
-        check(self._lib.pac_apply_template(self._engine, items, len(messages), add_generation_prompt, out))
+        prompt = flag("add_generation_prompt", add_generation_prompt)
+        check(self._lib.pac_apply_template(self._engine, items, len(messages), prompt, out))
         try:
             return text(ffi, out[0])
         finally:
@@ -173,7 +207,7 @@ class Engine:
 
     def count_tokens(self, text: str, images: Sequence[NDArray[np.uint8]] = ()) -> int:
         """Cells that a prompt needs; evaluates nothing. images: uint8 [H, W, 3] each."""
-        pictures, _buffers = self._images(images)
+        pictures, _buffers = c_images(self._ffi, images)
         out = self._ffi.new("int32_t *")
         check(self._lib.pac_count_tokens(self._engine, utf8(text), pictures, len(images), out))
         return int(out[0])
@@ -183,7 +217,7 @@ class Engine:
 
         images: uint8 [H, W, 3] each, or a picture's (width, height): its pixels do not matter here.
         """
-        pictures, _buffers = self._images(images)
+        pictures, _buffers = c_images(self._ffi, images)
         out = self._ffi.new("struct pac_prompt_info *")
         check(self._lib.pac_layout(self._engine, utf8(text), pictures, len(images), out))
         return self._prompt_info(out)
@@ -209,38 +243,25 @@ class Engine:
         Raises:
             ContextError: It does not fit. As after every error here, the conversation is as it was.
         """
-        pictures, _buffers = self._images(images)
+        pictures, _buffers = c_images(self._ffi, images)
         callback = ProgressCallback(self._ffi, progress)
         reserve = int32("reserve", reserve)
         out = self._ffi.new("struct pac_prompt_info *")
-        method = EngineMethod(keep=1.0) if observe is True else observe
-        method = self._method(method) if method else self._ffi.NULL
+        observed = self._observed(observe)
         status = self._lib.pac_prompt(
-            self._engine, utf8(text), pictures, len(images), reserve, method, callback.pointer, self._ffi.NULL, out
+            self._engine, utf8(text), pictures, len(images), reserve, observed, callback.pointer, self._ffi.NULL, out
         )
         callback.raise_pending()
         check(status)
         return self._prompt_info(out)
 
+    def _observed(self, observe: EngineMethod | bool) -> Any:
+        method = EngineMethod(keep=1.0) if observe is True else observe
+        return self._method(method) if method else self._ffi.NULL
+
     def _prompt_info(self, out: Any) -> PromptInfo:
         spans = [Span(**struct_fields(self._ffi, out.spans[i], Span)) for i in range(out.n_spans)]
         return PromptInfo(**struct_fields(self._ffi, out, PromptInfo, spans=spans))
-
-    def _images(self, images: Sequence[NDArray[np.uint8] | Size]) -> tuple[Any, list[Any]]:
-        """(C array of pac_image, buffers that must outlive it)."""
-        items = self._ffi.new("struct pac_image[]", max(len(images), 1))
-        buffers = []
-        for i, image in enumerate(images):
-            if isinstance(image, tuple):
-                items[i].width, items[i].height = image
-                continue
-            contiguous = image.dtype == np.uint8 and image.flags.c_contiguous
-            if not contiguous or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.shape[0] == 0:
-                raise ArgumentError("the engine takes C-contiguous uint8 images [H, W, 3] and videos [frames, H, W, 3]")
-            buffers.append(self._ffi.from_buffer("uint8_t[]", image))
-            items[i].n_frames = image.shape[0] if image.ndim == 4 else 0
-            items[i].height, items[i].width, items[i].rgb = *image.shape[-3:-1], buffers[-1]
-        return items, buffers
 
     def prompt_tokens(self) -> NDArray[np.int32]:
         """Token ids of the last prompt: int32 [n_tokens], -1 for visual ones; `Span.first` and observers count them.
@@ -258,7 +279,7 @@ class Engine:
         """Importance of every visual token in every layer (docs/method.md, section 1)."""
         out = self._ffi.new("struct pac_scores *")
         check(self._lib.pac_score(self._engine, self._method(method), out))
-        return self._scores(out)
+        return scores_of(self._ffi, out)
 
     def evict(self, kept: Sequence[NDArray[np.int32]], mask_only: bool = False, merge: float = 0.0) -> Compression:
         """Evicts all visual tokens but the given ones. kept: per layer, ascending visual indices.
@@ -271,42 +292,19 @@ class Engine:
         flat = np.concatenate(layers) if layers else np.empty(0, np.int32)
         out = self._ffi.new("struct pac_compression *")
         arrays = (self._ffi.from_buffer("int32_t[]", values) for values in (budgets, flat))
-        check(self._lib.pac_evict(self._engine, *arrays, merge, mask_only, out))
-        return self._compression(out)
+        share, hidden = between("merge", merge, 0.0, 1.0), flag("mask_only", mask_only)
+        check(self._lib.pac_evict(self._engine, *arrays, share, hidden, out))
+        return compression_of(self._ffi, out)
 
     def compress(self, method: EngineMethod, mask_only: bool = False) -> tuple[Scores, Compression]:
         """Scores, allocates, selects and evicts (docs/method.md, sections 1 to 3)."""
         scores, out = self._ffi.new("struct pac_scores *"), self._ffi.new("struct pac_compression *")
-        check(self._lib.pac_compress(self._engine, self._method(method), mask_only, scores, out))
-        return self._scores(scores), self._compression(out)
+        hidden = flag("mask_only", mask_only)
+        check(self._lib.pac_compress(self._engine, self._method(method), hidden, scores, out))
+        return scores_of(self._ffi, scores), compression_of(self._ffi, out)
 
     def _method(self, method: EngineMethod) -> Any:
         return c_method(self._ffi, self._lib, method)
-
-    def _scores(self, out: Any) -> Scores:
-        ffi, layers, visual = self._ffi, out.n_layers, out.n_visual
-        sizes = array(ffi, out.n_elite, layers, np.int32)
-        return Scores(
-            scores=array(ffi, out.scores, layers * visual, np.float32).reshape(layers, visual),
-            elite=split(array(ffi, out.elite, int(sizes.sum()), np.int32), sizes),
-            alive=array(ffi, out.alive, layers, np.float64),
-            ms=out.ms,
-        )
-
-    def _compression(self, out: Any) -> Compression:
-        ffi, layers = self._ffi, out.n_layers
-        budgets = array(ffi, out.budgets, layers, np.int32)
-        return Compression(
-            **struct_fields(
-                ffi,
-                out,
-                Compression,
-                budgets=budgets,
-                kept=split(array(ffi, out.kept, int(budgets.sum()), np.int32), budgets),
-                strength=array(ffi, out.strength, layers, np.float64),
-                skewness=array(ffi, out.skewness, layers, np.float64),
-            )
-        )
 
     # -- answer -------------------------------------------------------------------------------------------------------
 
@@ -359,7 +357,7 @@ class Engine:
 
     def tokenize(self, text: str, special: bool = False) -> NDArray[np.int32]:
         """Token ids of a text: int32 [n]. special: control tokens like ``<|im_end|>`` are recognised."""
-        data = utf8(text)
+        data, special = utf8(text), flag("special", special)
         count = check(self._lib.pac_tokenize(self._engine, data, special, self._ffi.NULL, 0))
         ids = self._ffi.new("int32_t[]", max(count, 1))
         check(self._lib.pac_tokenize(self._engine, data, special, ids, count))
@@ -367,8 +365,8 @@ class Engine:
 
     def token_bytes(self, token: int, special: bool = False) -> bytes:
         """Text of a token; may end inside a UTF-8 sequence. special: control tokens have their name, else none."""
-        buffer = self._ffi.new("char[]", _TOKEN_BYTES)
-        count = check(self._lib.pac_token_bytes(self._engine, int32("token", token), special, buffer, _TOKEN_BYTES))
+        buffer, id_, special = self._ffi.new("char[]", _TOKEN_BYTES), int32("token", token), flag("special", special)
+        count = check(self._lib.pac_token_bytes(self._engine, id_, special, buffer, _TOKEN_BYTES))
         return bytes(self._ffi.buffer(buffer, count))
 
     def decode(self, token: int) -> None:

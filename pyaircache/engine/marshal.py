@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..checks import shown, whole
 from ..errors import ArgumentError
+from ..spans import Size
 from . import log
-from .structs import EngineMethod
+from .structs import Compression, EngineMethod, Scores
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -36,8 +37,10 @@ def utf8(string: str) -> bytes:
     """A str for C.
 
     Raises:
-        ArgumentError: It holds a NUL character or half a surrogate pair.
+        ArgumentError: It holds a NUL character or half a surrogate pair, or is no str.
     """
+    if not isinstance(string, str):
+        raise ArgumentError(f"a text is needed, got {shown(string)}")
     if "\0" in string:
         raise ArgumentError("text must not contain NUL characters")
     try:
@@ -66,6 +69,31 @@ def struct_fields(ffi: Any, struct: Any, cls: type, **ready: Any) -> dict[str, A
             value = getattr(struct, field.name)
             values[field.name] = text(ffi, value) if isinstance(value, ffi.CData) else value
     return values
+
+
+def scores_of(ffi: Any, out: Any) -> Scores:
+    """A ``struct pac_scores`` as `Scores`."""
+    layers, visual = out.n_layers, out.n_visual
+    sizes = array(ffi, out.n_elite, layers, np.int32)
+    return Scores(
+        scores=array(ffi, out.scores, layers * visual, np.float32).reshape(layers, visual),
+        elite=split(array(ffi, out.elite, int(sizes.sum()), np.int32), sizes),
+        alive=array(ffi, out.alive, layers, np.float64),
+        ms=out.ms,
+    )
+
+
+def compression_of(ffi: Any, out: Any) -> Compression:
+    """A ``struct pac_compression`` as `Compression`."""
+    layers = out.n_layers
+    budgets = array(ffi, out.budgets, layers, np.int32)
+    ready = {
+        "budgets": budgets,
+        "kept": split(array(ffi, out.kept, int(budgets.sum()), np.int32), budgets),
+        "strength": array(ffi, out.strength, layers, np.float64),
+        "skewness": array(ffi, out.skewness, layers, np.float64),
+    }
+    return Compression(**struct_fields(ffi, out, Compression, **ready))
 
 
 def int32(name: str, value: object) -> int:
@@ -125,11 +153,36 @@ def c_method(ffi: Any, lib: Any, method: EngineMethod) -> Any:
     Raises:
         ArgumentError: A value is not of its field's type.
     """
+    if not isinstance(method, EngineMethod):
+        raise ArgumentError(f"method must be an EngineMethod, got {shown(method)}")
     out = ffi.new("struct pac_method *", lib.pac_method_default())
     for name, value in vars(method).items():
         if value is not None:
             set_field(ffi, out, name, value)
     return out
+
+
+def c_images(ffi: Any, images: Sequence[NDArray[np.uint8] | Size]) -> tuple[Any, list[Any]]:
+    """(C array of pac_image, buffers that must outlive it).
+
+    Raises:
+        ArgumentError: One is neither an array that C can read nor a size in pixels.
+    """
+    items = ffi.new("struct pac_image[]", max(len(images), 1))
+    buffers = []
+    for i, image in enumerate(images):
+        if isinstance(image, tuple) and len(image) == 2:
+            items[i].width, items[i].height = int32("width", image[0]), int32("height", image[1])
+            continue
+        contiguous = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.flags.c_contiguous
+        if not contiguous or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.shape[0] == 0:
+            raise ArgumentError(
+                f"the engine takes C-contiguous uint8 images [H, W, 3] and videos [frames, H, W, 3], got {shown(image)}"
+            )
+        buffers.append(ffi.from_buffer("uint8_t[]", image))
+        items[i].n_frames = image.shape[0] if image.ndim == 4 else 0
+        items[i].height, items[i].width, items[i].rgb = *image.shape[-3:-1], buffers[-1]
+    return items, buffers
 
 
 def c_params(

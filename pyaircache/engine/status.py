@@ -44,8 +44,14 @@ def check(status: int) -> int:
     if status >= 0:
         return status
     ffi, lib, _ = library.load()
-    message = text(ffi, lib.pac_last_error()) or f"the engine failed with status {status}"
-    for name, error in _ERRORS.items():
+    raise error(status, text(ffi, lib.pac_last_error()))
+
+
+def error(status: int, message: str) -> PyAircacheError:
+    """The exception that belongs to a negative ``pac_status``."""
+    _, lib, _ = library.load()
+    message = message or f"the engine failed with status {status}"
+    for name, kind in _ERRORS.items():
         if status == getattr(lib, name):
-            raise error(message)
-    raise EngineError(message)
+            return kind(message)
+    return EngineError(message)

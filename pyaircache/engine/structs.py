@@ -16,9 +16,16 @@ from ..spans import Span
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 """Types of the cache's keys and values."""
 
+ArchiveKind = Literal["none", "auto", "device", "ram", "file"]
+"""Where a prompt's full cells are kept for the next question."""
+
+ARCHIVES: tuple[ArchiveKind, ...] = ("none", "auto", "device", "ram", "file")
+"""The same in the engine's order."""
+
+
 @dataclass(frozen=True)
-class Info:
-    """What a loaded model is and can do.
+class ModelFacts:
+    """What the files of a model say: the beginning of `ModelInfo` and `Info`.
 
     Attributes:
         description: llama.cpp's own, e.g. "qwen2vl 4M Q8_0".
@@ -29,14 +36,10 @@ class Info:
         n_heads: Query heads of a layer.
         n_heads_kv: KV heads of a layer.
         n_vocab: Tokens that it knows.
-        n_ctx: Context window in tokens, as it was made.
         n_ctx_train: Context window in tokens that the model was trained with.
         n_params: Weights of the text model.
         model_bytes: Bytes of the text model's weights.
-        kv_bytes_per_token: Bytes of one token in the KV cache: K and V of all layers.
         vision: Whether it can be asked about images.
-        can_compress: Whether its cache can be compressed.
-        why_not: The reason where not, else "".
     """
 
     description: str
@@ -47,14 +50,10 @@ class Info:
     n_heads: int
     n_heads_kv: int
     n_vocab: int
-    n_ctx: int
     n_ctx_train: int
     n_params: int
     model_bytes: int
-    kv_bytes_per_token: int
     vision: bool
-    can_compress: bool
-    why_not: str
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-able dictionary."""
@@ -62,46 +61,35 @@ class Info:
 
 
 @dataclass(frozen=True)
-class ModelInfo:
-    """What was read from the files, and who uses it at the moment.
+class Info(ModelFacts):
+    """`ModelFacts`, and what a conversation on the model is and can do.
 
     Attributes:
-        description: As in `Info`, and so the next ones.
-        architecture: Of the text model.
-        projector: Kind of the projector; "" without one.
-        n_layers: L.
-        n_embd: Size of the hidden state.
-        n_heads: Query heads of a layer.
-        n_heads_kv: KV heads of a layer.
-        n_vocab: Tokens that it knows.
-        n_ctx_train: Context window in tokens that the model was trained with.
-        n_params: Weights of the text model.
-        model_bytes: Bytes of these.
-        vision: Whether it can be asked about images.
+        n_ctx: Context window in tokens, as it was made.
+        kv_bytes_per_token: Bytes of one token in the KV cache: K and V of all layers.
+        can_compress: Whether its cache can be compressed.
+        why_not: The reason where not, else "".
+    """
+
+    n_ctx: int
+    kv_bytes_per_token: int
+    can_compress: bool
+    why_not: str
+
+
+@dataclass(frozen=True)
+class ModelInfo(ModelFacts):
+    """`ModelFacts`, and who uses the model at the moment.
+
+    Attributes:
         n_engines: Conversations on it now.
         n_kept_images: Images, or tiles of one, whose embeddings are kept for the next question on them.
         image_cache_bytes: Bytes that these take.
     """
 
-    description: str
-    architecture: str
-    projector: str
-    n_layers: int
-    n_embd: int
-    n_heads: int
-    n_heads_kv: int
-    n_vocab: int
-    n_ctx_train: int
-    n_params: int
-    model_bytes: int
-    vision: bool
     n_engines: int
     n_kept_images: int
     image_cache_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as a JSON-able dictionary."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -241,5 +229,28 @@ class Stats:
     n_graphs_reused: int
     n_decodes: int
     kv_bytes: int
+    kv_bytes_reserved: int
     kv_bytes_allocated: int
-    kv_bytes_resident: int
+
+
+@dataclass(frozen=True)
+class ArchiveInfo:
+    """A prompt's full cells that are kept for the next question.
+
+    Attributes:
+        kind: Where; "none": nowhere.
+        bytes: That they take there.
+        n_tokens: Tokens of the conversation's beginning that they are of.
+        n_restored: Tokens that the last conversation took from it.
+        ms_make: Milliseconds to make it, in the last conversation; 0: it was not made then.
+        ms_restore: Milliseconds to restore it, likewise.
+        why: "", or why there is none, or why the last one did not serve.
+    """
+
+    kind: ArchiveKind
+    bytes: int
+    n_tokens: int
+    n_restored: int
+    ms_make: float
+    ms_restore: float
+    why: str

@@ -81,6 +81,23 @@ class Loader:
         return to_rgb(picture)
 
 
+def readable_again(image: Any) -> Any:
+    """The same picture without file objects, which may be closed or at their end later: their bytes instead.
+
+    One that cannot be read stays as it is: the loading says why.
+    """
+    try:
+        if isinstance(image, Pages):
+            held = readable_again(image.file)
+            return image if held is image.file else Pages(held, image.pages, dpi=image.dpi, password=image.password)
+        if isinstance(image, Video):
+            return Video([readable_again(frame) for frame in image.frames])
+        known = isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, Image.Image))
+        return image if known or not _can_be_read(image) else _from_object(image)
+    except Exception:  # whatever a file object of the caller's own raises
+        return image
+
+
 def load_image(image: Picture, *, urls: bool = False) -> NDArray[np.uint8]:
     """Loads one picture, as `load_images` does.
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..checks import share, shown
 from ..engine.structs import EngineMethod
 from ..errors import ArgumentError
 from . import grammar
-from .method import ALLOCATIONS, Method
+from .method import Method
 from .policy import Policy, method_of, name_of
-from .pool import Pool
-from .window import Elite, Window
+from .window import Elite
 
 FULL = "full"
 
@@ -64,40 +63,26 @@ def choose(method: object, alpha: float | None = None) -> Choice:
     raise ArgumentError(f"method must be one of {names}, a Method or a function, got {shown(method)}")
 
 
-def refined(
-    name: str,
-    *,
-    alpha: str | None = None,
-    window: str | None = None,
-    allocation: str | None = None,
-    pool: str | None = None,
-    merge: str | None = None,
-    seed: int | None = None,
-) -> tuple[str | Method, float | None]:
-    """A named method with some of its parts replaced, in the words of the command line; None: as it is.
+def refined(name: str, texts: Mapping[str, str], seed: int | None = None) -> tuple[str | Method, float | None]:
+    """A named method with some of its parts replaced, in the words of the command line.
+
+    Args:
+        name: The method's.
+        texts: What parts become, by their names (docs/methods.md).
+        seed: Of the scores, where they are random.
 
     Returns:
-        ``method`` and ``alpha`` of `Chat`: the name itself where nothing is replaced. Only random scores have a seed.
+        ``method`` and ``alpha`` of `Chat`: the name itself where nothing but alpha is replaced.
 
     Raises:
         ArgumentError: A part is outside its limits, or cannot be replaced.
     """
-    changes: dict[str, Any] = {}
-    if window is not None:
-        changes["window"] = Window.parse(window)
-    if pool is not None:
-        changes["pool"] = Pool.parse(pool)
-    if allocation is not None:
-        changes["allocation"] = ALLOCATIONS[grammar.read("allocation", allocation).allocation or 0]
-    if merge is not None:
-        changes["merge"] = grammar.read("merge", merge).merge
-    if name != FULL and seed is not None and Method.named(name).score == "random":
-        changes["seed"] = seed
-    threshold = grammar.read("alpha", alpha).alpha if alpha is not None else None
-    if not changes:
-        return name, threshold
-    method = dataclasses.replace(Method.named(name), **changes)
-    return with_alpha(method, threshold, str(method)), None
+    texts = dict(texts)
+    if seed is not None and name != FULL and texts.get("score", Method.named(name).score) == "random":
+        texts["seed"] = str(seed)
+    if texts.keys() <= {"alpha"}:
+        return name, grammar.read("alpha", texts["alpha"]).alpha if texts else None
+    return Method.of(grammar.changed(Method.named(name).engine(1.0), texts)), None
 
 
 def with_alpha(method: Method, alpha: float | None, name: str) -> Method:

@@ -108,12 +108,19 @@ class Method:
             raise ArgumentError(f"unknown method {shown(name)}; known methods: {', '.join(known)}")
         if known[name].keep == 1.0:
             raise ArgumentError(f"{name!r} keeps everything and is not a point of the grid; it is the same as keep=1.0")
-        return _from_engine(known[name])
+        return Method.of(known[name])
 
     @staticmethod
     def names() -> list[str]:
         """The names that `named` takes; ``Chat(method=...)`` takes ``"full"`` as well, which is ``keep=1.0``."""
         return [name for name, method in selection.named_methods().items() if method.keep < 1.0]
+
+    @staticmethod
+    def of(method: EngineMethod) -> Method:
+        """The engine's form of a method as one of these."""
+        values: dict[str, Any] = {name: names[getattr(method, name)] for name, names in _CODES.items()}
+        values.update({name: getattr(method, name) for name in _SAME})
+        return Method(window=Window.of(method), pool=Pool.of(method), **values)
 
     def engine(self, keep: float) -> EngineMethod:
         """The engine's form of this method, with a share of cells to keep."""
@@ -158,9 +165,3 @@ class Method:
 
 _CODES: dict[str, tuple[str, ...]] = {"score": SCORES, "keys": KEYS, "allocation": ALLOCATIONS}
 _SAME = ("merge", "uniform_share", "last_term", "value_norm", "diversity", "min_keep", "rank", "seed")
-
-
-def _from_engine(method: EngineMethod) -> Method:
-    values: dict[str, Any] = {name: names[getattr(method, name)] for name, names in _CODES.items()}
-    values.update({name: getattr(method, name) for name in _SAME})
-    return Method(window=Window.of(method), pool=Pool.of(method), **values)

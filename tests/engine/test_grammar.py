@@ -145,4 +145,5 @@ def test_wrong_calls(words: Words) -> None:
     assert lib.pac_method_get(words.method, b"allocation", buffer, 8) < 0 and "17 bytes" in words.error()
     words.method.window = 17
     assert lib.pac_method_get(words.method, b"window", buffer, 8) < 0 and "no code 17" in words.error()
-    assert lib.pac_method_part(-1) == null and lib.pac_method_part(100) == null
+    for call in (lib.pac_method_part, lib.pac_method_part_hint, lib.pac_method_part_help):
+        assert call(-1) == null and call(100) == null and call(0) != null

@@ -1,4 +1,4 @@
-"""How answers are drawn: greedily as ever, by llama.cpp's samplers, within a grammar or schema; log-probabilities."""
+"""How answers are drawn: greedily as ever, by llama.cpp's samplers, within a grammar or schema."""
 
 from __future__ import annotations
 
@@ -363,52 +363,3 @@ def test_a_grammar_that_can_be_read_in_too_many_ways(engine: Engine) -> None:
             engine.decode(one)
     engine.set_sampling(None)
     engine.decode(one)
-
-
-# -- probabilities and tokens -----------------------------------------------------------------------------------------
-
-
-def test_logprobs(engine: Engine) -> None:
-    logits = engine.logits().astype(np.float64)
-    expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
-    engine.set_sampling(Sampling(temperature=2.0, top_k=2, grammar=YES_NO))  # changes nothing here
-
-    got = engine.logprobs(5, token=7)
-    order = np.lexsort((np.arange(len(logits)), -logits))
-    np.testing.assert_array_equal(got.ids, order[:5])
-    np.testing.assert_allclose(got.values, expected[order[:5]], atol=1e-9)
-    assert got.value == pytest.approx(expected[7], abs=1e-9)
-
-    everything = engine.logprobs(len(logits))
-    np.testing.assert_array_equal(everything.ids, order)
-    assert np.exp(everything.values).sum() == pytest.approx(1)
-    assert everything.value is None
-    assert engine.logprobs().ids.size == 0
-    for wrong in ({"n": -1}, {"n": len(logits) + 1}, {"token": -1}, {"token": len(logits)}):
-        with pytest.raises(ArgumentError, match="must be in"):
-            engine.logprobs(**wrong)
-
-
-def test_prompt_tokens(engine: Engine) -> None:
-    """Ids and pieces of a prompt, and where its spans are."""
-    page = pages()[0]
-    info = page.ask(engine)
-    ids = engine.prompt_tokens()
-    assert len(ids) == info.n_tokens
-    visual = np.zeros(len(ids), bool)
-    for span in info.spans:
-        visual[span.first : span.first + span.n_tokens] = True
-    np.testing.assert_array_equal(ids == -1, visual)
-    said = b"".join(engine.token_bytes(int(token), special=True) for token in ids[~visual]).decode()
-    assert page.question in said and "<|im_start|>user" in said
-    engine.prompt("And then?")
-    assert engine.prompt_tokens().tolist() == engine.tokenize("And then?", special=True).tolist()
-
-
-def test_tokenize(engine: Engine) -> None:
-    name = "<|im_end|>"
-    [end] = engine.tokenize(name, special=True)
-    assert engine.token_bytes(int(end)) == b"" and engine.token_bytes(int(end), special=True) == name.encode()
-    plain = engine.tokenize(name)
-    assert len(plain) > 1 and text(engine, plain.tolist()) == name
-    assert engine.tokenize("").size == 0

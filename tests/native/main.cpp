@@ -3,11 +3,16 @@
 // Driven by tests/native/test_native.py, one process a case.
 #include "harness.h"
 
-extern cases cases_of_aircache; // test_aircache.cpp
-extern cases cases_of_faults;   // test_faults.cpp
-extern cases cases_of_observe;  // test_observe.cpp
-extern cases cases_of_ranges;   // test_ranges.cpp
-extern cases cases_of_states;   // test_states.cpp
+// each of the file of its name
+extern cases cases_of_aircache;
+extern cases cases_of_archive;
+extern cases cases_of_faults;
+extern cases cases_of_memory;
+extern cases cases_of_observe;
+extern cases cases_of_ranges;
+extern cases cases_of_refusals;
+extern cases cases_of_states;
+extern cases cases_of_synthetic;
 
 static const char * value_of(const char * arg, const char * name) {
     const size_t n = strlen(name);
@@ -16,7 +21,17 @@ static const char * value_of(const char * arg, const char * name) {
 
 int main(int argc, char ** argv) {
     cases all;
-    for (const auto * some : { &cases_of_aircache, &cases_of_faults, &cases_of_observe, &cases_of_ranges, &cases_of_states }) {
+    for (const auto * some : {
+            &cases_of_aircache,
+            &cases_of_archive,
+            &cases_of_faults,
+            &cases_of_memory,
+            &cases_of_observe,
+            &cases_of_ranges,
+            &cases_of_refusals,
+            &cases_of_states,
+            &cases_of_synthetic,
+        }) {
         all.insert(some->begin(), some->end());
     }
 

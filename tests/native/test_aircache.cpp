@@ -76,93 +76,6 @@ static void keep_one_is_exact() {
     }
 }
 
-// Pages of untouched cells are not in RAM, those of evicted ones no longer; what is computed stays the same (moved_equals_masked).
-static void memory_follows() {
-    const auto resident = [](const llama_context_ptr & ctx) {
-        int64_t res;
-        CHECK(llama_aircache_resident(ctx.get(), &res) == 0);
-        return res;
-    };
-    const auto row_bytes = [](const llama_context_ptr & ctx) {
-        auto stats = llama_aircache_stats_empty();
-        CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0);
-        return stats.kv_bytes_cell;
-    };
-
-    const llama_aircache_span span = { 11, 1911, 0 };
-    auto ctx = context(1, false, 4096);
-
-    const int64_t all = 4096*row_bytes(ctx);
-#if defined(__linux__)
-    const bool follows = !on_device;
-#else
-    const bool follows = false;
-#endif
-    if (!follows) {
-        CHECK(resident(ctx) == all);
-        return;
-    }
-    CHECK(resident(ctx) < all/20);
-
-    CHECK(llama_aircache_observe(ctx.get(), 0, &span, 1, 1950, nullptr, nullptr) == 0);
-    const tokens toks = random_tokens(1950, 1);
-    for (int i = 0; i < 1950; i += 195) {
-        decode(ctx.get(), 0, i, tokens(toks.begin() + i, toks.begin() + i + 195));
-    }
-    const int64_t full = resident(ctx);
-    CHECK(full >= 1950*row_bytes(ctx) && full < all);
-
-    compress(ctx.get(), 0, 0.1, false);
-
-    auto stats = llama_aircache_stats_empty();
-    CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0);
-    const int64_t freed = 1950*stats.kv_bytes_cell - stats.kv_bytes;
-    if (flash) { // else V lies by channel, and a channel's cells are less than a page or two
-        CHECK(full - resident(ctx) >= freed*8/10);
-    }
-    CHECK(resident(ctx) >= stats.kv_bytes);
-
-    llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, -1, -1);
-    CHECK(resident(ctx) < all/20);
-}
-
-static void cells_are_freed() {
-    auto ctx = context(1, false, 256);
-    prefill(ctx.get(), 0);
-
-    auto before = llama_aircache_stats_empty(), after = before;
-    CHECK(llama_aircache_stats(ctx.get(), 0, &before) == 0);
-    CHECK(before.n_cells == N_PROMPT);
-    CHECK(before.kv_bytes == (int64_t) N_PROMPT*before.kv_bytes_cell);
-
-    const auto r = compress(ctx.get(), 0, 0.1, false);
-    CHECK(llama_aircache_stats(ctx.get(), 0, &after) == 0);
-
-    const int n_text = N_PROMPT - (SPAN.p1 - SPAN.p0);
-    const int n_zone = *std::max_element(r.budgets.begin(), r.budgets.end());
-    const int n_kept = std::accumulate(r.budgets.begin(), r.budgets.end(), 0);
-    CHECK(after.n_zone  == n_zone);
-    CHECK(after.n_cells == n_zone + n_text);
-    CHECK(after.n_free  == 256 - after.n_cells);
-    CHECK(after.kv_bytes == (before.kv_bytes_cell/(int64_t) r.budgets.size())*((int64_t) n_kept + n_text*(int64_t) r.budgets.size()));
-
-    // the room is really there: more tokens than would have fitted into the full cache
-    const int n_more = after.n_free;
-    CHECK(N_PROMPT + n_more > 256);
-    decode(ctx.get(), 0, N_PROMPT, random_tokens(n_more, 3));
-    CHECK(llama_aircache_stats(ctx.get(), 0, &after) == 0);
-    CHECK(after.n_free == 0);
-}
-
-static void graphs_are_reused() {
-    auto ctx = context();
-    const auto l = prefill(ctx.get(), 0);
-    compress(ctx.get(), 0, 0.2, false);
-    const int before = llama_perf_context(ctx.get()).n_reused;
-    generate(ctx.get(), 0, N_PROMPT, argmax(l), 64);
-    CHECK(llama_perf_context(ctx.get()).n_reused - before >= 62); // one new graph after the eviction, one at a 256 border
-}
-
 static void region_is_atomic() {
     auto ctx = context();
     auto * mem = llama_get_memory(ctx.get());
@@ -306,54 +219,6 @@ static void state_round_trip() {
     check_same(generate(c.get(), 0, N_PROMPT, argmax(l), 8), want);
 }
 
-static void refusals() {
-    const llama_aircache_span bad[] = { { 5, 5, 0 } };
-    auto ctx = context();
-    CHECK(llama_aircache_supported(ctx.get()) == 0);
-    CHECK(llama_aircache_supported(nullptr) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(llama_aircache_observe(ctx.get(), 0, nullptr, 1, 10, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(llama_aircache_observe(ctx.get(), 0, bad, 1, 10, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, SPAN.p1, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(llama_aircache_observe(ctx.get(), 7, &SPAN, 1, N_PROMPT, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, INT32_MAX, nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(strstr(llama_aircache_error(), "cells"));
-
-    auto method = llama_aircache_method_default();
-    float f = 0;
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, 1, nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE);     // not observed
-    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, N_PROMPT, nullptr, nullptr) == 0);
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, 1, nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE);     // not decoded
-    tokens t = prompt();
-    decode(ctx.get(), 0, 0, tokens(t.begin(), t.begin() + 120));
-    std::vector<float> scores(90*64);
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE); // not decoded completely
-    decode(ctx.get(), 0, 120, tokens(t.begin() + 120, t.end()));
-    method.keep = 0;
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_ARGUMENT);
-    method = llama_aircache_method_default();
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == 0);
-
-    int32_t n_layer;
-    CHECK(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, nullptr) == 0);
-    std::vector<int32_t> budgets(n_layer, 2), kept;
-    for (int l = 0; l < n_layer; ++l) { kept.push_back(3); kept.push_back(3); }
-    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), 0.0, false) == LLAMA_AIRCACHE_ARGUMENT);
-    for (int l = 0; l < n_layer; ++l) { kept[2*l + 1] = 90; }
-    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), 0.0, false) == LLAMA_AIRCACHE_ARGUMENT);
-    budgets[0] = 0;
-    CHECK(llama_aircache_evict(ctx.get(), 0, budgets.data(), kept.data(), 0.0, false) == LLAMA_AIRCACHE_ARGUMENT);
-    compress(ctx.get(), 0, 0.1, false); // still usable
-
-    auto unified = context(2, true);
-    prefill(unified.get(), 0);
-    decode(unified.get(), 1, 0, random_tokens(10, 1));
-    std::vector<int32_t> b1(n_layer, 1), k1(n_layer, 0);
-    CHECK(llama_aircache_evict(unified.get(), 0, b1.data(), k1.data(), 0.0, false) == LLAMA_AIRCACHE_UNSUPPORTED);
-    CHECK(strstr(llama_aircache_error(), "several sequences"));
-    CHECK(llama_aircache_clear(unified.get(), 0) == 0);
-    decode(unified.get(), 0, N_PROMPT, { 1 });
-}
-
 // one call gives what its four parts give, and writes no further than there is room
 static void compress_at_once() {
     for (const char * name : { "aircache", "vlcache" }) {
@@ -429,26 +294,6 @@ static void compress_at_once() {
     CHECK(llama_aircache_compress(ctx.get(), 0, &method, false, nullptr) == 0);
     auto stats = llama_aircache_stats_empty();
     CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == 0 && stats.n_zone == 45);
-}
-
-// a program that was built with another version's header
-static void sizes_of_structs() {
-    auto ctx = context();
-    prefill(ctx.get(), 0);
-
-    auto method = llama_aircache_method_default();
-    auto out    = llama_aircache_compression_empty();
-    auto stats  = llama_aircache_stats_empty();
-    method.size -= 8;
-    CHECK(llama_aircache_compress(ctx.get(), 0, &method, false, &out) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(strstr(llama_aircache_error(), "size"));
-    method.size += 8;
-    out.size = 0;
-    CHECK(llama_aircache_compress(ctx.get(), 0, &method, false, &out) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(strstr(llama_aircache_error(), "llama_aircache_compression_empty"));
-    stats.size = 0;
-    CHECK(llama_aircache_stats(ctx.get(), 0, &stats) == LLAMA_AIRCACHE_ARGUMENT);
-    CHECK(strstr(llama_aircache_error(), "llama_aircache_stats_empty"));
 }
 
 // every named method: moved equals masked, sums right, nothing kept twice
@@ -528,19 +373,14 @@ cases cases_of_aircache = {
     { "moved_equals_masked", moved_equals_masked },
     { "evicted_cells_are_not_seen", evicted_cells_are_not_seen },
     { "keep_one_is_exact", keep_one_is_exact },
-    { "cells_are_freed", cells_are_freed },
-    { "memory_follows", memory_follows },
-    { "graphs_are_reused", graphs_are_reused },
     { "region_is_atomic", region_is_atomic },
     { "second_image", second_image },
     { "streams", streams },
     { "state_round_trip", state_round_trip },
     { "compress_at_once", compress_at_once },
-    { "sizes_of_structs", sizes_of_structs },
     { "methods", methods },
     { "rounded_views", rounded_views },
     { "merging", merging },
     { "observation_is_passive", observation_is_passive },
-    { "refusals", refusals },
     { "budget_rules", budget_rules },
 };

@@ -1,10 +1,8 @@
-// Observation and scores: many sequences at once, windows, bounded memory, what is refused.
+// Observation and scores: many sequences at once, windows, bounded memory.
 #include "harness.h"
 
-#include "cache/devices.h"
 #include "graph/runner.h"
 #include "llama-context.h"
-#include "llama-model.h"
 #include "policy/policy.h"
 
 static llama_context_ptr context_of(uint32_t n_seq, uint32_t n_ctx_seq, uint32_t n_ubatch, int threads) {
@@ -309,65 +307,6 @@ static void tiles() {
     compress(ctx.get(), 0, wide, false);
 }
 
-// a device that lacks any one operation is named with it before anything is observed
-static void missing_operations() {
-    auto ctx = context();
-    const auto & kv = cache_of(ctx).kv;
-    CHECK(llama_aircache_missing_op(kv, false).empty() && llama_aircache_missing_op(kv, true).empty());
-
-    ggml_context_ptr owner(ggml_init({ 8*ggml_tensor_overhead(), nullptr, true }));
-    for (const bool v_trans : { false, true }) {
-        const auto tensor = [&](ggml_type type) { return ggml_new_tensor_2d(owner.get(), type, 64, 32); };
-        const llama_aircache_layer_tensors layer = { tensor(GGML_TYPE_F16), tensor(GGML_TYPE_Q8_0), tensor(v_trans ? GGML_TYPE_F16 : GGML_TYPE_Q8_0), v_trans };
-
-        std::map<ggml_op, int> asked;
-        for (const bool merging : { false, true }) {
-            CHECK(llama_aircache_missing_op(layer, merging, [&](const ggml_tensor * op) { return ++asked[op->op] > 0; }).empty());
-        }
-        CHECK(asked[GGML_OP_GET_ROWS] && asked[GGML_OP_SET_ROWS] && asked[GGML_OP_CPY]);
-
-        // as a backend whose get_rows knows no whole numbers
-        const auto no_i32 = llama_aircache_missing_op(layer, false, [](const ggml_tensor * op) {
-            return op->op != GGML_OP_GET_ROWS || op->src[0]->type != GGML_TYPE_I32;
-        });
-        CHECK(no_i32 == "GET_ROWS of i32 to i32");
-        const auto no_merge = [](const ggml_tensor * op) { return op->op != GGML_OP_SET_ROWS || op->type != GGML_TYPE_Q8_0; };
-        CHECK(llama_aircache_missing_op(layer, false, no_merge).empty());
-        CHECK(llama_aircache_missing_op(layer, true,  no_merge) == "SET_ROWS of f32 to q8_0");
-    }
-}
-
-// attention that scores would leave out
-static void sinks_and_biases() {
-    auto ctx = context();
-    CHECK(llama_aircache_supported(ctx.get()) == 0);
-
-    ggml_context_ptr owner(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
-    ggml_tensor * any = ggml_new_tensor_1d(owner.get(), GGML_TYPE_F32, 4);
-
-    auto & layer = model->layers.back();
-    layer.attn_sinks = any;
-    CHECK(llama_aircache_supported(ctx.get()) == LLAMA_AIRCACHE_UNSUPPORTED);
-    CHECK(strstr(llama_aircache_error(), "sinks"));
-    CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, N_PROMPT, nullptr, nullptr) == LLAMA_AIRCACHE_UNSUPPORTED);
-    layer.attn_sinks = nullptr;
-
-    layer.attn_rel_b = any;
-    CHECK(llama_aircache_supported(ctx.get()) == LLAMA_AIRCACHE_UNSUPPORTED);
-    CHECK(strstr(llama_aircache_error(), "bias"));
-    layer.attn_rel_b = nullptr;
-
-    prefill(ctx.get(), 0);
-    compress(ctx.get(), 0, 0.2, false);
-}
-
-// Of a T5 model (the test gives one).
-static void relative_bias() {
-    auto ctx = context(1, false, 256);
-    CHECK(llama_aircache_supported(ctx.get()) == LLAMA_AIRCACHE_UNSUPPORTED);
-    CHECK(strstr(llama_aircache_error(), "bias"));
-}
-
 // linear in the line, whatever the window, and the same as adding up
 static void pooling() {
     for (const auto & [ny, nx] : std::vector<std::pair<int, int>> { { 1, 1 }, { 1, 17 }, { 7, 9 }, { 12, 5 } }) {
@@ -410,8 +349,5 @@ cases cases_of_observe = {
     { "needs", needs },
     { "one_sums_up", one_sums_up },
     { "tiles", tiles },
-    { "missing_operations", missing_operations },
-    { "sinks_and_biases", sinks_and_biases },
-    { "relative_bias", relative_bias },
     { "pooling", pooling },
 };

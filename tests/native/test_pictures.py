@@ -6,142 +6,17 @@ exactly; JPEG decoders round differently.
 
 from __future__ import annotations
 
-import io
 import random
-import re
 import struct
-import subprocess
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image, features
-
-from pyaircache.errors import ImageError
-from pyaircache.images import load_image
-
-Pixels = NDArray[np.uint8]
-SIZES = [(1, 1), (3, 5), (8, 8), (17, 9), (40, 33)]
-
-
-class Dump:
-    """picture-dump: one process for all files."""
-
-    def __init__(self, program: Path) -> None:
-        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def decode(self, file: bytes) -> Pixels | str:
-        """The picture's pixels, or why it is refused."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(struct.pack("<I", len(file)) + file)
-        self.process.stdin.flush()
-        read = self.process.stdout.read
-        if read(1) == b"P":
-            nx, ny = struct.unpack("<ii", read(8))
-            return np.frombuffer(read(nx * ny * 3), np.uint8).reshape(ny, nx, 3)
-        (size,) = struct.unpack("<I", read(4))  # fails when the process has ended
-        return read(size).decode()
-
-
-@pytest.fixture(scope="module")
-def dump(program: Callable[[str], Path]) -> Iterator[Dump]:
-    """The program, and that it is there in the end."""
-    dump = Dump(program("picture-dump"))
-    yield dump
-    assert dump.process.stdin and dump.process.stdout
-    dump.process.stdin.close()
-    assert dump.process.wait(30) == 0
-    dump.process.stdout.close()
-
-
-def as_chat(file: bytes) -> Pixels | None:
-    """What Chat reads; None: it refuses the file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return load_image(file)
-        except ImageError:
-            return None
-
-
-def agree(dump: Dump, file: bytes, tolerance: float = 0, name: object = "") -> bool:
-    """Checks that the file is refused or read as Chat does. True: it is read. tolerance: of the mean difference."""
-    got = dump.decode(file)
-    if isinstance(got, str):
-        assert 0 < len(got) < 200
-        return False
-    want = as_chat(file)
-    assert want is not None, f"{name}: Chat refuses it"
-    assert got.shape == want.shape, name
-    difference = np.abs(got.astype(int) - want)
-    assert difference.mean() <= tolerance, f"{name}: differs by {difference.mean()} on average"
-    assert tolerance or not difference.any(), name
-    return True
-
-
-def picture(nx: int, ny: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    """Colours that change smoothly, as in a photograph, with some text-like edges."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, [2, 2, 4], dtype=np.uint8)
-    image = Image.fromarray(coarse, "RGBA").resize((nx, ny), Image.Resampling.BILINEAR)
-    if nx > 8 and ny > 8:
-        image.paste((0, 0, 0, 128), (2, 3, nx // 2, 6))
-    return image.convert(mode)
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
-    """EXIF data with nothing but an orientation. order: < or >; kind: 3 for SHORT, 4 for LONG."""
-    value = struct.pack(order + ("HH" if kind == 3 else "I"), *((orientation, 0) if kind == 3 else (orientation,)))
-    entry = struct.pack(order + "HHI", 0x112, kind, 1) + value
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
-    return b"Exif\0\0" + head + struct.pack(order + "H", 1) + entry + bytes(4)
-
-
-def xmp(orientation: int, attribute: bool) -> bytes:
-    text = f'tiff:Orientation="{orientation}"' if attribute else f"<tiff:Orientation>{orientation}</tiff:Orientation>"
-    return f"<x:xmpmeta xmlns:x='adobe:ns:meta/'>{text}</x:xmpmeta>".encode()
-
+from picture_files import KINDS, SIZES, Dump, agree, chunk, exif, picture, png, saved, segment, xmp
+from PIL import Image
 
 # --- PNG --------------------------------------------------------------------------------------------------------------
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(
-    color: int, depth: int, size: tuple[int, int], laced: bool, before: bytes = b"", palette: int = 0, seed: int = 0
-) -> bytes:
-    """A PNG with random pixels, packed with random filters."""
-    rng = random.Random(seed)
-    nx, ny = size
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
-    steps = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-    raw = b""
-    for x0, y0, dx, dy in steps if laced else [(0, 0, 1, 1)]:
-        across, down = -(-(nx - x0) // dx), -(-(ny - y0) // dy)
-        for _ in range(down if across > 0 else 0):
-            raw += bytes([rng.randrange(5)]) + rng.randbytes((across * channels * depth + 7) // 8)
-    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", nx, ny, depth, color, 0, 0, laced))
-    if color == 3:
-        file += chunk(b"PLTE", rng.randbytes(3 * (palette or 2**depth)))
-    return file + before + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-
-
-KINDS = (
-    [(0, d) for d in (1, 2, 4, 8, 16)] + [(3, d) for d in (1, 2, 4, 8)] + [(c, d) for c in (2, 4, 6) for d in (8, 16)]
-)
 
 
 @pytest.mark.parametrize(("color", "depth"), KINDS)
@@ -191,10 +66,6 @@ def test_jpeg(dump: Dump, mode: str, progressive: bool) -> None:
         assert read or (size == (3, 5) and subsampling), (size, options)
 
 
-def segment(marker: int, data: bytes) -> bytes:
-    return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
-
-
 def test_jpeg_kinds(dump: Dump) -> None:
     file = saved(picture(40, 33), "JPEG")
     assert agree(dump, file + b"behind the end", JPEG)
@@ -240,12 +111,6 @@ def test_bmp(dump: Dump) -> None:
     agree(dump, saved(picture(8, 8, "RGBA"), "BMP"))
 
 
-@pytest.fixture(scope="module")
-def webp(dump: Dump) -> None:
-    if "not read by this build" in str(dump.decode(saved(picture(4, 4), "WEBP"))):
-        pytest.skip("built without libwebp")
-
-
 @pytest.mark.usefixtures("webp")
 def test_webp(dump: Dump) -> None:
     for size, mode, lossless in product(SIZES, ["L", "RGB", "RGBA"], [False, True]):
@@ -263,94 +128,6 @@ def test_other_formats_are_refused(dump: Dump, kind: str) -> None:
 @pytest.mark.parametrize("file", [b"", b"\x89PNG", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF\0\0\0\0WEBP", b"hello"])
 def test_next_to_nothing(dump: Dump, file: bytes) -> None:
     assert isinstance(dump.decode(file), str)
-
-
-# --- sizes ------------------------------------------------------------------------------------------------------------
-
-
-def test_bombs_are_refused_before_they_are_unpacked(dump: Dump) -> None:
-    head = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 6, 0, 0, 0)
-    body = chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
-    files = [b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body]
-    files += [b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6) + b"\x2c" + bytes(9)]
-    files += [b"BM" + struct.pack("<IIIIiiHHIIIIII", 0, 0, 54, 40, 2**31 - 1, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0)]
-    jpeg = saved(picture(8, 8, "L"), "JPEG")
-    at = jpeg.index(b"\xff\xc0") + 5
-    files += [jpeg[:at] + b"\xff\xff\xff\xff" + jpeg[at + 4 :]]
-    for file in files:
-        assert "pixels" in str(dump.decode(file)) or "size" in str(dump.decode(file))
-
-
-def large_in_name_only() -> dict[str, bytes]:
-    """Files of some dozens or hundreds of bytes whose headers speak of 8192 x 8192 pixels, which are not there."""
-    n = 8192
-    res = {}
-    for color, depth in KINDS:
-        head = chunk(b"IHDR", struct.pack(">IIBBBBB", n, n, depth, color, 0, 0, 0))
-        head += chunk(b"PLTE", bytes(3)) if color == 3 else b""
-        for packed in (b"", zlib.compress(bytes(4096))):
-            name = f"PNG {color} {depth} {len(packed)}"
-            res[name] = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
-    for options in ({}, {"progressive": True}):
-        for mode in ("L", "RGB", "CMYK"):
-            file = saved(picture(8, 8, mode), "JPEG", **options)
-            at = re.search(rb"\xff[\xc0\xc2]\0[\x0b\x11\x14]\x08", file).end()
-            res[f"JPEG {mode} {options}"] = file[:at] + struct.pack(">HH", n, n) + file[at + 4 :]
-    gif = saved(picture(8, 8, "L"), "GIF")
-    at = gif.index(b"\x2c" + bytes(4)) + 5
-    res["GIF"] = gif[:6] + struct.pack("<HH", n, n) + gif[10:at] + struct.pack("<HH", n, n) + gif[at + 4 :]
-    for depth in (1, 4, 8, 24, 32):
-        head = struct.pack("<IIIIiiHHIIIIII", 0, 0, 54 + 1024, 40, n, -n, 1, depth, 0, 0, 0, 0, 0, 0)
-        res[f"BMP {depth}"] = b"BM" + head + bytes(2048)
-    if features.check("webp"):
-        webp = saved(picture(8, 8), "WEBP", lossless=True)
-        bits = struct.pack("<I", (n - 1) << 14 | (n - 1))  # the size, of 14 bits each, behind the signature 0x2f
-        at = webp.index(b"VP8L") + 9
-        res["WebP lossless"] = webp[:at] + bits + webp[at + 4 :]
-        webp = saved(picture(8, 8), "WEBP")
-        at = webp.index(b"\x9d\x01\x2a") + 3
-        res["WebP lossy"] = webp[:at] + struct.pack("<HH", n, n) + webp[at + 4 :]
-    return res
-
-
-def peak_kb(process: subprocess.Popen[bytes]) -> int:
-    """The most memory that a process has had."""
-    (line,) = [x for x in Path(f"/proc/{process.pid}/status").read_text().splitlines() if x.startswith("VmHWM")]
-    return int(line.split()[1])
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-def test_memory_follows_the_file_not_its_header(program: Callable[[str], Path]) -> None:
-    own = Dump(program("picture-dump"))  # its peak would show what other tests needed
-    assert isinstance(own.decode(png(2, 8, (5, 5), False)), np.ndarray)
-    before = peak_kb(own.process)
-    for name, file in large_in_name_only().items():
-        assert len(file) < 4096
-        assert isinstance(own.decode(file), str), name
-        assert peak_kb(own.process) - before < 30 * 1024, name
-    own.process.communicate()
-    assert own.process.returncode == 0
-
-
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("GIF", {}), ("JPEG", {}), ("JPEG", {"progressive": True})])
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_large_plain_picture_is_still_read(dump: Dump, kind: str, options: dict[str, bool], mode: str) -> None:
-    """The shortest files that there are of their size."""
-    image = Image.new(mode, (1024, 1024), 77 if mode == "L" else (77, 3, 99))
-    for quality in (1, 100):
-        more = {"quality": quality, **options} if kind == "JPEG" else {}
-        assert agree(dump, saved(image, kind, **more), tolerance=2 if kind == "JPEG" else 0)
-
-
-@pytest.mark.usefixtures("webp")
-@pytest.mark.parametrize("lossless", [False, True])
-def test_a_large_plain_webp(dump: Dump, lossless: bool) -> None:
-    assert agree(dump, saved(Image.new("RGB", (1920, 1080), (77, 3, 99)), "WEBP", lossless=lossless))
-
-
-@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
-def test_no_pixels(dump: Dump, size: tuple[int, int]) -> None:
-    assert isinstance(dump.decode(png(2, 8, size, False)), str)
 
 
 # --- orientation ------------------------------------------------------------------------------------------------------

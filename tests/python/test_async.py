@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from fake_engine import FakeModel
 from threading_tools import IMAGE, PATIENCE, Stopped, turns
 
 from pyaircache import ArgumentError, AsyncChat, BusyError, CancelledError, ContextError, Model, StateError
@@ -177,6 +178,33 @@ def test_close_ends_streams_and_refuses_what_waits(fake):
                 await call
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_a_task_that_is_cancelled_ends_the_loading(fake, monkeypatch):
+    """At the loading's next step, without waiting for its end; the next call loads anew."""
+    reached, told = threading.Event(), []
+
+    class Slow(FakeModel):
+        def __init__(self, *arguments: Any, progress: Any, **options: Any) -> None:
+            reached.set()
+            while not told or told[-1] < 3:  # the third time nobody cancels
+                progress(0, len(told), 1000)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr("pyaircache.chat.model.EngineModel", Slow)
+
+    async def main() -> None:
+        chat = AsyncChat("fake.gguf", on_progress=lambda stage, done, total: told.append(0 if asking else 3))
+        asking: list[asyncio.Task[Any]] = [asyncio.create_task(chat.ask(None, "What?"))]
+        assert await asyncio.to_thread(reached.wait, PATIENCE)
+        asking[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking[0]
+        asking.clear()
+        assert await chat.ask(None, "What?") == "hello"
+        await chat.close()
+
+    asyncio.run(main())
 
 
 def test_a_task_that_is_cancelled_while_it_loads_loses_no_model(fake, monkeypatch):

@@ -129,9 +129,25 @@ def test_numbers_that_the_engine_cannot_take(real_chat):
         lambda: engine.set_sampling(structs.Sampling(top_k=2**40)),
         lambda: engine.score(structs.EngineMethod(keep="a")),
         lambda: engine.evict([np.array([1.7])]),
+        lambda: engine.evict([], merge="a"),
+        lambda: engine.evict([], merge=2),
+        lambda: engine.evict([], mask_only="a"),
+        lambda: engine.compress(structs.EngineMethod(keep=0.5), mask_only=2),
+        lambda: engine.score("snapkv"),
+        lambda: engine.tokenize("a", special="a"),
+        lambda: engine.token_bytes(1, special=[]),
+        lambda: engine.apply_template([{"role": "user", "content": "a"}]),
+        lambda: engine.apply_template([], add_generation_prompt="a"),
+        lambda: engine.layout("a", [(1.5, 2)]),
     ):
         with pytest.raises(errors.ArgumentError, match="must be"):
             call()
+    for call in (lambda: engine.tokenize(5), lambda: engine.prompt(b"a")):
+        with pytest.raises(errors.ArgumentError, match="a text is needed"):
+            call()
+    for picture in ("page.png", [[1]], (1, 2, 3), np.zeros((2, 2, 3))):
+        with pytest.raises(errors.ArgumentError, match="the engine takes C-contiguous uint8 images"):
+            engine.layout("a", [picture])
 
 
 def test_split():

@@ -6,18 +6,26 @@ the program window-words, which is made of the server's own files.
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyaircache import ArgumentError, Method, Pool, Window
+from pyaircache import ArgumentError, Elite, Method, Pool, Window
+from pyaircache.cli import options
+from pyaircache.cli.ask import ask
 from pyaircache.engine import library
-from pyaircache.methods import choice, grammar
+from pyaircache.methods import grammar
 from pyaircache.methods.method import ALLOCATIONS, KEYS, SCORES
+from pyaircache.methods.window import number_text
 
 FUZZ = Path(__file__).resolve().parents[2] / "fuzz"
 sys.path.insert(0, str(FUZZ))
@@ -25,10 +33,18 @@ sys.path.insert(0, str(FUZZ))
 import words  # noqa: E402
 
 FIELDS = ["keep", "method", "alpha", "window", "allocation"]
-"""Of requests, in the order of fuzz/grammar.cpp."""
+"""Those of the corpus, in the order of fuzz/grammar.cpp."""
+
+WORDS = ["method", "score", "window", "keys", "pool", "allocation"]
+SHARES = ["keep", "alpha", "uniform_share", "merge"]
+SWITCHES = ["value_norm", "diversity"]
+COUNTS = ["min_keep", "rank", "seed"]
+PARTS = [*WORDS, *SHARES, "last_term", *SWITCHES, *COUNTS]
+"""All parts of the grid."""
 
 PIECES = ["elite", "last", "text", "visual", "all", "content", "weighted", "max", "avg", "none", "uniform", "strength"]
-PIECES += ["+skewness", "snapkv", ":", ".", "0", "5", "33", "1e-3", "-", "+", " ", "_", "x", "\0", "٣", "\udc80"]
+PIECES += ["+skewness", "snapkv", ":", ".", "0", "5", "33", "1e-3", "on", "off", "-"]
+PIECES += ["+", " ", "_", "x", "\0", "٣", "\udc80"]
 TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), st.text(max_size=10))
 
 
@@ -37,7 +53,7 @@ def corpus() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {field: [] for field in FIELDS}
     for file in sorted((FUZZ / "corpus" / "grammar").iterdir()):
         for line in file.read_bytes().split(b"\n"):
-            if line and line[0] % 6 < len(FIELDS):
+            if line and line[0] < 128 and line[0] % 6 < len(FIELDS):
                 found[FIELDS[line[0] % 6]].append(line[1:].decode("utf-8", "surrogateescape"))
     return {field: sorted(set(texts)) for field, texts in found.items()}
 
@@ -74,35 +90,77 @@ def python(part: str, text: str) -> str | None:
         if part == "method":
             Method.named(text)
             return border("method", text)  # a name of the same parts
-        value = getattr(grammar.read(part, text), part)
-        return ALLOCATIONS[value] if part == "allocation" else border(part, repr(value))
+        value = getattr(Method.of(grammar.read(part, text)), part) if part not in ("keep", "alpha") else None
+        if value is None:
+            return border(part, repr(getattr(grammar.read(part, text), part)))
+        return as_text(value)
     except ArgumentError:
         return "aircache" if (part, text) == ("method", "full") else None  # no point of the grid, but keep=1
 
 
+def as_text(value: Any) -> str:
+    """A field of a Method in the grammar's words."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return number_text(value) if isinstance(value, float) else str(value)
+
+
 def command_line(part: str, text: str) -> str | None:
-    """What --window, --pool, --allocation and --alpha of `pyaircache ask` make of it."""
+    """What the options of `pyaircache ask` make of it."""
     try:
-        method, alpha = choice.refined("aircache", **{part: text})
+        said = options.chosen({part: text}, None)
     except ArgumentError:
         return None
-    if isinstance(method, str):
-        return border("alpha", repr(alpha))
-    return str(getattr(method, part) or "none")
-
-
-def single(part: str, text: str | None) -> str | None:
-    """As the server holds it: keep and alpha in single precision."""
-    return text if text is None or part not in ("keep", "alpha") else f"{float(text):.6g}"
+    if part in ("keep", "alpha"):
+        return border(part, repr(said[part]))
+    if part == "method":
+        return border(part, said["method"])
+    return as_text(getattr(said["method"], part) if getattr(said["method"], part) is not None else "none")
 
 
 def agree(server: words.Server, part: str, text: str) -> None:
     here = python(part, text)
     assert here == border(part, text)
-    if part in FIELDS:
-        assert single(part, here) == single(part, server.part(part, text))
-    if part in ("window", "pool", "allocation", "alpha"):
+    held = server.part(part, text)
+    assert here == (held if part != "method" or held is None else border(part, held))
+    if part not in ("method", "seed"):  # --seed is a number, of the answer as well
         assert here == command_line(part, text)
+
+
+def test_the_grid_is_the_same_everywhere(engine: library.Binding) -> None:
+    assert sorted(part.name for part in grammar.parts()) == sorted(PARTS)
+    fields = {one.name for one in dataclasses.fields(Method)}
+    assert fields == set(PARTS) - {"keep", "method", "alpha"}  # Chat's keep and method; alpha is of the window
+    command = {one.name for one in ask.get_params(click.Context(ask))}
+    assert set(PARTS) <= command
+
+
+def test_the_servers_flags_are_the_grid(engine: library.Binding, program: Callable[[str], Path]) -> None:
+    shown = subprocess.run([program("llama-server"), "--help"], capture_output=True, text=True, check=True).stdout
+    flags = set(re.findall(r"--aircache-([a-z-]+)", shown))
+    assert {name.replace("-", "_") for name in flags} == {*PARTS, "request_fields"}
+    for part in grammar.parts():
+        flag = part.name.replace("_", "-")
+        assert f"--aircache-{flag} {part.hint}" in shown and f"LLAMA_ARG_AIRCACHE_{part.name.upper()}" in shown
+
+
+GRID = {"score": "stride", "window": "last:7", "keys": "causal", "pool": "avg:3x3", "allocation": "vl"}
+GRID |= {"last_term": "2.5", "value_norm": "on", "diversity": "on", "uniform_share": "0.25", "min_keep": "3"}
+GRID |= {"rank": "2", "merge": "0.125", "seed": "77"}
+
+
+def test_all_parts_together(server: words.Server) -> None:
+    method = options.chosen({part: text for part, text in GRID.items() if part != "seed"}, None)["method"]
+    assert {part: as_text(getattr(method, part)) for part in GRID} == GRID | {"seed": "0"}
+    assert Method.of(grammar.changed(Method().engine(1.0), GRID)) == dataclasses.replace(method, seed=77)
+    assert server.parts(GRID) == GRID
+
+
+def test_the_order_of_options_does_not_matter(server: words.Server) -> None:
+    texts = {"alpha": "0.5", "score": "attention", "window": "elite:0.9:last", "method": "random"}
+    for one in (texts, dict(reversed(texts.items()))):
+        assert server.parts(one)["window"] == "elite:0.5:last"
+        assert options.chosen(one, None)["method"].window == Elite(0.5, hold_last=True)
 
 
 @pytest.mark.parametrize("part", FIELDS)
@@ -119,8 +177,8 @@ def test_nothing_is_cut_at_a_nul(server: words.Server, part: str, text: str) -> 
     assert (python(part, text), server.part(part, text)) == (None, None)
 
 
-@pytest.mark.parametrize("part", [*FIELDS, "pool"])
-@settings(max_examples=60)
+@pytest.mark.parametrize("part", PARTS)
+@settings(max_examples=24)
 @given(text=TEXTS)
 def test_made_up_texts(server: words.Server, part: str, text: str) -> None:
     agree(server, part, text)

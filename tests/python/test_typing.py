@@ -9,9 +9,9 @@ from pathlib import Path
 RIGHT = """
 from pathlib import Path
 
-from typing_extensions import assert_type
+from typing_extensions import Unpack, assert_type
 
-from pyaircache import Answer, AnswerStream, Chat, Elite, Last, Method, Pool, Report, Window
+from pyaircache import Answer, AnswerStream, AskOptions, AsyncChat, Chat, Elite, Last, Method, Pool, Report, Window
 from pyaircache.methods import Allocation, Keys, PoolKind, Score
 
 allocation: Allocation = "uniform"
@@ -37,13 +37,18 @@ def ask(page: Path) -> list[str]:
             assert_type(stream, AnswerStream)
             pieces = [piece for piece in stream]
             assert_type(pieces, list[str])
+        assert_type(chat.complete([{"role": "user", "content": "Hi"}], system=False, stop="."), Answer)
     Chat("model.gguf", False, method="snapkv").close()
     Chat(method=one_ranking).close()
     return pieces
+
+
+async def total(chat: AsyncChat, page: Path, **options: Unpack[AskOptions]) -> str:
+    return (await chat.ask(page, "What is the total?", **options)).upper()
 """
 
 WRONG = """
-from pyaircache import Chat, Method, Pool
+from pyaircache import AsyncChat, Chat, Method, Pool
 
 Method(allocation="fair")
 Method(keys="all")
@@ -52,6 +57,9 @@ Chat(method=3)
 Chat(keep="much")
 Chat().ask("page.png")
 Chat().ask("page.png", "What?", stream=True).report.kv_bytez
+Chat().ask("page.png", "What?", max_token=5)
+Chat().complete([], system=True)
+AsyncChat().ask("page.png", "What?", keep="much")
 """
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from training import export_gguf
+from training import export_gguf, export_tokenizer
 
 SHAPE = tiny.Shape(layers=4, heads=4, heads_kv=2, head_dim=32, sections=(4, 6, 6))  # without its sections
 VOCABULARY = 288
@@ -104,7 +104,7 @@ def _export_text(folder: Path, config: Qwen2Config, model: Qwen2ForCausalLM) -> 
     writer.add_rope_freq_base(SHAPE.theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    export_gguf._add_tokenizer(writer, folder, {}, json.loads(config.to_json_string()), config.vocab_size)
+    export_tokenizer.add_tokenizer(writer, folder, {}, json.loads(config.to_json_string()), config.vocab_size)
     tensors = []
     for name, values in model.state_dict().items():
         parts = name.removeprefix("model.").split(".")
