@@ -111,12 +111,14 @@ def media() -> None:
 
 
 def texts() -> None:
-    """Lines of a field's number and a value."""
+    """Lines of a byte that says which field, and a value."""
     lines = [b"\x000.1", b"\x01snapkv", b"\x020.5", b"\x03elite:0.9:content:last", b"\x04strength+skewness", b"\x05x"]
     windows = [b"\x03" + w for w in (b"elite", b"last:16", b"text:weighted", b"visual:32", b"all", b"elite:1e-3")]
     for i, line in enumerate(lines + windows):
         write("grammar", f"line-{i}", line)
     write("grammar", "lines", b"\n".join(lines))
+    values = b"snapkv 0.5 attention last:7 0.9 causal avg:3x3 2.5 on off vl 0.25 3 2 0.125 77".split()
+    write("grammar", "parts", b"\n".join(bytes([128 + i]) + value for i, value in enumerate(values)))  # all, in order
 
 
 def grammars() -> None:
