@@ -27,6 +27,7 @@
 #include <utility>
 #include <vector>
 
+struct llama_context;
 struct server_tokens;
 
 // what a slot holds, or will hold at most until its request asks for more
