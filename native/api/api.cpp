@@ -304,7 +304,7 @@ int32_t llama_aircache_stats(llama_context * ctx, llama_seq_id seq, llama_aircac
 
 int32_t llama_aircache_memory(llama_context * ctx, llama_seq_id seq, llama_aircache_bytes * out) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, std::max(seq, 0));
+        const auto & air = llama_aircache_open(ctx, std::max(seq, 0));
         LLAMA_AIRCACHE_REQUIRE(seq >= -1, "sequence %d does not exist", seq);
         LLAMA_AIRCACHE_REQUIRE(out, "out is null");
         LLAMA_AIRCACHE_REQUIRE(out->size == sizeof(*out), "the size is %u, and this library's %zu: begin with "
@@ -334,7 +334,7 @@ int32_t llama_aircache_resize(llama_context * ctx, int32_t n_cells) {
     return llama_aircache_guarded([&] {
         const llama_aircache_fault_scope faults;
 
-        auto & air = open(ctx, 0);
+        auto & air = llama_aircache_open(ctx, 0);
         LLAMA_AIRCACHE_REQUIRE(n_cells >= 0 && (uint32_t) n_cells <= air.kv.n_cells(), "n_cells is %d: it must be in [0, %u], the cells of a sequence",
                 n_cells, air.kv.n_cells());
         {
