@@ -227,7 +227,10 @@ def test_engines_have_the_protocols_calls(kind):
         if isinstance(member, property):
             assert isinstance(vars(kind)[name], property)
             continue
-        expected, found = inspect.signature(member), inspect.signature(getattr(kind, name))
+        expected, found = (
+            inspect.signature(member, eval_str=True),
+            inspect.signature(getattr(kind, name), eval_str=True),
+        )
         assert found == expected, name
 
 
