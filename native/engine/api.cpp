@@ -242,9 +242,10 @@ int32_t pac_allocate(const struct pac_method * method, const float * scores, con
     });
 }
 
-int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank, int32_t * kept) {
+int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank,
+        int32_t * kept, int64_t n_kept_max) {
     return pac_guarded([&] {
-        pac_check(llama_aircache_select(scores, n_layers, n_visual, budgets, rank, kept));
+        pac_check(llama_aircache_select(scores, n_layers, n_visual, budgets, rank, kept, n_kept_max));
     });
 }
 

@@ -28,6 +28,8 @@ private:
     uint64_t next = 1; // ticket that may enter
 };
 
+ggml_type pac_cache_type(const char * name); // null: f16; throws when it is none of those that are supported
+
 struct pac_context {
     // params.n_ctx: cells of each of n_seq sequences
     pac_context(const pac_model & model, const pac_engine_params & params, int32_t n_seq);

@@ -82,9 +82,11 @@ LLAMA_API int32_t llama_aircache_dims(struct llama_context * ctx, llama_seq_id s
 
 // Importance I (docs/method.md, section 1): scores [n_layer, n_visual]; observers [n_layer, n_text]: 1 where the text token
 // belongs to the layer's window; alive [n_layer]: attention entries of at least 1 % of their row's maximum with ALLOC_VL,
-// 0 otherwise. observers, alive: NULL when not wanted. STATE: the method needs more than the observed one did.
+// 0 otherwise. observers, alive: NULL when not wanted. n_...: elements that the array beside has room for; ARGUMENT, before
+// anything is computed, where that is too little. STATE: the method needs more than the observed one did.
 LLAMA_API int32_t llama_aircache_score(struct llama_context * ctx, llama_seq_id seq,
-        const struct llama_aircache_method * method, float * scores, uint8_t * observers, double * alive);
+        const struct llama_aircache_method * method, float * scores, int64_t n_scores, uint8_t * observers, int64_t n_observers,
+        double * alive, int64_t n_alive);
 
 // Layer budgets (docs/method.md, section 2). Pure. alive [n_layer]: of llama_aircache_score, needed by ALLOC_VL alone.
 // budgets [n_layer]; strength, skewness: [n_layer] as measured, or NULL.
@@ -93,9 +95,10 @@ LLAMA_API int32_t llama_aircache_allocate(const struct llama_aircache_method * m
         int32_t * budgets, double * strength, double * skewness);
 
 // The budgets[l] highest scores of each layer, ties to the lower index (docs/method.md, section 3). Pure.
-// rank: 0, or r: the r-th highest alone (budgets must be 1). kept [sum of budgets]: layer after layer, ascending.
+// rank: 0, or r: the r-th highest alone (budgets must be 1). kept [sum of budgets]: layer after layer, ascending; it has room
+// for n_kept_max elements (ARGUMENT, with nothing written, where that is too little).
 LLAMA_API int32_t llama_aircache_select(const float * scores, int32_t n_layer, int32_t n_visual,
-        const int32_t * budgets, int32_t rank, int32_t * kept);
+        const int32_t * budgets, int32_t rank, int32_t * kept, int64_t n_kept_max);
 
 // Keeps only the given visual tokens of the observed spans in every layer and closes up the cache; ends the observation.
 // merge: share of the dropped tokens, nearest first, that is averaged into the nearest kept one of its layer.

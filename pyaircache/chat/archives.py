@@ -28,7 +28,7 @@ def engine_options(archive: object) -> dict[str, int | str | None]:
         ArgumentError: It is something else; or the file cannot be there, or is there and is no archive.
     """
     if isinstance(archive, str) and archive in _WORDS:
-        return {"archive": ARCHIVES.index(archive)}  # type: ignore[arg-type]
+        return {"archive": ARCHIVES.index(archive)}
     allowed = 'archive must be "auto", "device", "ram", "none", or the path of a folder or file'
     path = os.fspath(archive) if isinstance(archive, (str, os.PathLike)) else None
     if not isinstance(path, str):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 from .. import checks
@@ -22,8 +23,9 @@ from .answer import CLOSED
 from .archives import Archive, engine_options
 from .asking import Asking, warning
 from .gate import Gate, Lease
+from .many import AskingMany, Item, Many, Settings
 from .model import Model, threads
-from .options import Options
+from .options import AskOptions, Options
 from .session import CANCELLED, Session
 
 Result = TypeVar("Result")
@@ -31,7 +33,7 @@ Result = TypeVar("Result")
 CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
 
 
-class Chat(Asking):
+class Chat(Asking, AskingMany):
     """One conversation with a model.
 
     ::
@@ -132,6 +134,7 @@ class Chat(Asking):
         self._pid = os.getpid()
         self._closing = False
         self._gate = Gate()
+        self._runs: weakref.WeakSet[Many] = weakref.WeakSet()
         self._log = log.Listener() if flag("verbose", verbose) else None
         try:
             if isinstance(model, Model):
@@ -142,6 +145,7 @@ class Chat(Asking):
                 self.model, self._own = Model(model, n_threads=n_threads, **of_model), True
             if n_threads is None:
                 options["n_threads"] = self.model.n_threads
+            self._engine_options = options
             self._engine: EngineLike = self._gate.hold(
                 Lease(self._gate, "loading"),
                 lambda: Engine(self.model.loaded, **options),  # type: ignore[arg-type]
@@ -272,6 +276,8 @@ class Chat(Asking):
         if self._pid != os.getpid():
             return
         self._closing = True
+        for run in list(self._runs):
+            run.end(CLOSED)
         try:
             self._gate.hold(Lease(self._gate, "close()"), self._engine.close, seconds, self._end_stream)
         finally:
@@ -311,6 +317,15 @@ class Chat(Asking):
             return body()
 
         return self._gate.hold(Lease(self._gate, what), checked, timeout)
+
+    def _many(self, items: Iterable[Item], n_parallel: int, n_ctx: int | None, options: AskOptions) -> Many:
+        fork.check(self._pid)
+        self._refuse_closed()
+        cells = self.info.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 0, 2**31 - 1)
+        settings = Settings(self.model, self._options, self._image_urls, self._engine_options, cells)
+        run = Many(settings, items, n_parallel, options)
+        self._runs.add(run)
+        return run
 
     def _refuse_closed(self) -> None:
         if self._closing or self._engine.closed:

@@ -27,11 +27,12 @@ from .marshal import (
     c_images,
     c_method,
     c_params,
+    compression_of,
     free_in,
     indices,
     int32,
+    scores_of,
     set_field,
-    split,
     struct_fields,
     text,
     utf8,
@@ -278,7 +279,7 @@ class Engine(Conversing):
         """Importance of every visual token in every layer (docs/method.md, section 1)."""
         out = self._ffi.new("struct pac_scores *")
         check(self._lib.pac_score(self._engine, self._method(method), out))
-        return self._scores(out)
+        return scores_of(self._ffi, out)
 
     def evict(self, kept: Sequence[NDArray[np.int32]], mask_only: bool = False, merge: float = 0.0) -> Compression:
         """Evicts all visual tokens but the given ones. kept: per layer, ascending visual indices.
@@ -293,42 +294,17 @@ class Engine(Conversing):
         arrays = (self._ffi.from_buffer("int32_t[]", values) for values in (budgets, flat))
         share, hidden = between("merge", merge, 0.0, 1.0), flag("mask_only", mask_only)
         check(self._lib.pac_evict(self._engine, *arrays, share, hidden, out))
-        return self._compression(out)
+        return compression_of(self._ffi, out)
 
     def compress(self, method: EngineMethod, mask_only: bool = False) -> tuple[Scores, Compression]:
         """Scores, allocates, selects and evicts (docs/method.md, sections 1 to 3)."""
         scores, out = self._ffi.new("struct pac_scores *"), self._ffi.new("struct pac_compression *")
         hidden = flag("mask_only", mask_only)
         check(self._lib.pac_compress(self._engine, self._method(method), hidden, scores, out))
-        return self._scores(scores), self._compression(out)
+        return scores_of(self._ffi, scores), compression_of(self._ffi, out)
 
     def _method(self, method: EngineMethod) -> Any:
         return c_method(self._ffi, self._lib, method)
-
-    def _scores(self, out: Any) -> Scores:
-        ffi, layers, visual = self._ffi, out.n_layers, out.n_visual
-        sizes = array(ffi, out.n_elite, layers, np.int32)
-        return Scores(
-            scores=array(ffi, out.scores, layers * visual, np.float32).reshape(layers, visual),
-            elite=split(array(ffi, out.elite, int(sizes.sum()), np.int32), sizes),
-            alive=array(ffi, out.alive, layers, np.float64),
-            ms=out.ms,
-        )
-
-    def _compression(self, out: Any) -> Compression:
-        ffi, layers = self._ffi, out.n_layers
-        budgets = array(ffi, out.budgets, layers, np.int32)
-        return Compression(
-            **struct_fields(
-                ffi,
-                out,
-                Compression,
-                budgets=budgets,
-                kept=split(array(ffi, out.kept, int(budgets.sum()), np.int32), budgets),
-                strength=array(ffi, out.strength, layers, np.float64),
-                skewness=array(ffi, out.skewness, layers, np.float64),
-            )
-        )
 
     # -- answer -------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyaircache import CancelledError, ContextError, Last, Pool, StateError
+from pyaircache import CancelledError, ContextError, Last, Pool, PyAircacheError, StateError
 from pyaircache import Method as PublicMethod
 from pyaircache.engine import (
     ArchiveInfo,
@@ -23,6 +23,7 @@ from pyaircache.engine import (
     ModelInfo,
     ModelLike,
     Part,
+    PoolLike,
     Progress,
     PromptInfo,
     Sampling,
@@ -256,5 +257,35 @@ class FakeEngine:
         self._returns("reset")
 
 
+class FakePool:
+    """`EnginePool` of these. ``failing``: an engine's place -> what its next decodes raise."""
+
+    def __init__(self, model: Any, n_engines: int, **options: Any) -> None:
+        self.n_engines, self.options = n_engines, options
+        self.engines: list[FakeEngine] = []
+        self.steps: list[int] = []  # how many engines each step was for
+        self.closed = False
+
+    def engine(self) -> FakeEngine:
+        self.engines.append(FakeEngine(self, **self.options))
+        return self.engines[-1]
+
+    def decode(self, steps: Sequence[tuple[Any, int]]) -> list[PyAircacheError | None]:
+        assert len({id(engine) for engine, _ in steps}) == len(steps)
+        self.steps.append(len(steps))
+        out: list[PyAircacheError | None] = []
+        for engine, token in steps:
+            try:
+                engine.decode(token)
+                out.append(None)
+            except PyAircacheError as exc:
+                out.append(exc)
+        return out
+
+    def close(self) -> None:
+        self.closed = True
+
+
+_pool: type[PoolLike] = FakePool
 _model: type[ModelLike] = FakeModel
 _engine: type[EngineLike] = FakeEngine  # mypy compares every signature
