@@ -42,8 +42,6 @@ void llama_aircache_settle(llama_context * ctx) {
 
 namespace {
 
-constexpr auto open = llama_aircache_open;
-
 // an observed and decoded prompt
 struct observed {
     llama_context  * ctx;
@@ -54,7 +52,7 @@ struct observed {
     int32_t n_visual;
     int32_t n_text;
 
-    observed(llama_context * ctx, llama_seq_id seq) : ctx(ctx), seq(seq), air(open(ctx, seq)) {
+    observed(llama_context * ctx, llama_seq_id seq) : ctx(ctx), seq(seq), air(llama_aircache_open(ctx, seq)) {
         const auto * obs = air.observers.find(seq);
         if (!obs) {
             throw failure(LLAMA_AIRCACHE_STATE, "sequence %d is not observed: call llama_aircache_observe before its prompt is decoded", seq);
@@ -174,7 +172,7 @@ void copy(const std::vector<T> & from, T * to) {
 } // namespace
 
 int32_t llama_aircache_supported(llama_context * ctx) {
-    return llama_aircache_guarded([&] { open(ctx, 0); });
+    return llama_aircache_guarded([&] { llama_aircache_open(ctx, 0); });
 }
 
 int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
@@ -185,7 +183,7 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
         const auto m = method ? *method : llama_aircache_method_default();
         llama_aircache_check(&m);
 
-        auto & air = open(ctx, seq);
+        auto & air = llama_aircache_open(ctx, seq);
 
         check_spans(air, seq, spans, n_spans, pos_end);
 
@@ -211,7 +209,7 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
 
 int32_t llama_aircache_dims(llama_context * ctx, llama_seq_id seq, int32_t * n_layer, int32_t * n_visual, int32_t * n_text) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, seq);
+        const auto & air = llama_aircache_open(ctx, seq);
         const auto * obs = air.observers.find(seq);
         if (n_layer)  { *n_layer  = air.kv.n_layer(); }
         if (n_visual) { *n_visual = obs ? llama_aircache_prompt(air, seq).visual.size() : 0; }
@@ -296,7 +294,7 @@ int32_t llama_aircache_compress(llama_context * ctx, llama_seq_id seq, const lla
 
 int32_t llama_aircache_stats(llama_context * ctx, llama_seq_id seq, llama_aircache_seq_stats * out) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, seq);
+        const auto & air = llama_aircache_open(ctx, seq);
         LLAMA_AIRCACHE_REQUIRE(out, "out is null");
         LLAMA_AIRCACHE_REQUIRE(out->size == sizeof(*out), "the stats' size is %u, and this library's %zu: begin with "
                 "llama_aircache_stats_empty(), or build with this library's header", out->size, sizeof(*out));
@@ -323,7 +321,7 @@ int32_t llama_aircache_memory(llama_context * ctx, llama_seq_id seq, llama_airca
 
 int32_t llama_aircache_resident(llama_context * ctx, int64_t * bytes) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, 0);
+        const auto & air = llama_aircache_open(ctx, 0);
         LLAMA_AIRCACHE_REQUIRE(bytes, "bytes is null");
         *bytes = 0;
         for (uint32_t s = 0; s < air.kv.n_stream(); ++s) {
@@ -363,7 +361,7 @@ int32_t llama_aircache_synthetic(llama_context * ctx, llama_seq_id seq, const ll
             m = *method;
         }
 
-        auto & air = open(ctx, seq);
+        auto & air = llama_aircache_open(ctx, seq);
         if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && m.score == LLAMA_AIRCACHE_SCORE_ATTENTION) {
             throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "a synthetic prompt has no sums of attention: the window of all tokens is not supported");
         }
@@ -393,7 +391,7 @@ int32_t llama_aircache_synthetic(llama_context * ctx, llama_seq_id seq, const ll
 
 int32_t llama_aircache_clear(llama_context * ctx, llama_seq_id seq) {
     return llama_aircache_guarded([&] {
-        auto & air = open(ctx, seq);
+        auto & air = llama_aircache_open(ctx, seq);
         ctx->synchronize();
         air.observers.forget(seq);
     });
