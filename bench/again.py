@@ -3,9 +3,9 @@
     python bench/again.py quality      the bundled model, several questions in a row about each of its pages
     python bench/again.py time         a Qwen2-VL-0.5B of random weights, beside the unpatched llama.cpp
 
-`quality`: fresh pages, as bench/quality.py draws them. Each is asked in three ways: with the full cache, compressed with an
-archive, and compressed without one. `time`: to the first token of a first and of a second question about one picture, as it
-passes and as CPU time of the process, which other work on the machine changes less. Both are written as Markdown.
+`quality`: fresh pages, as bench/quality.py draws them. Each is asked in three ways: with the full cache, compressed
+with an archive, and compressed without one. `time`: to the first token of a first and of a second question about one
+picture, as it passes and as CPU time of the process, which other work on the machine changes less. Both print Markdown.
 """
 
 from __future__ import annotations
@@ -133,12 +133,11 @@ def measure_time(
                 one, report = first_token(chat, picture, ASKED[0], answer)
                 two, later = first_token(chat, None, ASKED[1], 1)
             add(f"keep {keep:g}, archive {report.archive}", (one.ms, one.cpu), (two.ms, two.cpu))
-            click.echo(
-                f"  encode {report.ms_encode:.0f}, prefill {report.ms_prefill:.0f}, archive {report.ms_archive:.0f}, compress "
-                f"{report.ms_compress:.0f}; second: restore {later.ms_restore:.0f}, prefill {later.ms_prefill:.0f}, compress "
-                f"{later.ms_compress:.0f} ms, {later.n_restored} of {later.prompt_tokens} tokens restored, {later.n_encoded} images "
-                f"encoded; archive {report.archive_bytes:,} bytes"
-            )
+            steps = ("encode", "prefill", "archive", "restore", "compress")
+            for name, done in (("first", report), ("second", later)):
+                times = ", ".join(f"{step} {getattr(done, f'ms_{step}'):,.0f}" for step in steps)
+                click.echo(f"  {name}: {times} ms; {done.n_restored} of {done.prompt_tokens} tokens restored")
+            click.echo(f"  {later.n_encoded} images encoded again; the archive takes {report.archive_bytes:,} bytes")
     if stock and (STOCK / "lib" / "libllama.so").is_file():
         lines = prefix_cache(model, report.prompt_tokens, answer, len(ASKED[1]) // 4 + 12, threads)
         add("unpatched llama.cpp, prefix cache, without encoding", *lines)
