@@ -3,8 +3,8 @@
     python bench/again.py quality      the bundled model, several questions in a row about each of its pages
     python bench/again.py time         a Qwen2-VL-0.5B of random weights, beside the unpatched llama.cpp
 
-`quality`: fresh pages, as bench/quality.py draws them. Each is asked in three ways: with the full cache, compressed
-with an archive, and compressed without one. `time`: to the first token of a first and of a second question about one
+`quality`: fresh pages, as bench/quality.py draws them. Each is asked with the full cache, compressed with an
+archive, compressed without one, and with an archive as conversations of one question each. `time`: to the first token of a first and of a second question about one
 picture, as it passes and as CPU time of the process, which other work on the machine changes less. Both print Markdown.
 """
 
@@ -48,18 +48,22 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 @click.option("--keep", default=0.1, show_default=True)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--threads", default=1, show_default=True)
-def measure_quality(pages: int, questions: int, keep: float, seed: int, threads: int) -> None:
+@click.option("--only", default="", help="Ways with this in their name.")
+def measure_quality(pages: int, questions: int, keep: float, seed: int, threads: int, only: str) -> None:
     """Share of right answers by the number of the question."""
     rng = np.random.default_rng((seed, 0, 0))
-    ways = {
-        "full cache": (1.0, "none"),
-        f"keep {keep:g}, archive": (keep, "ram"),
-        f"keep {keep:g}, none": (keep, "none"),
+    # keep, archive, and whether each question begins a conversation of its own
+    ways: dict[str, tuple[float, str, bool]] = {
+        "full cache": (1.0, "none", False),
+        f"keep {keep:g}, archive": (keep, "ram", False),
+        f"keep {keep:g}, without": (keep, "none", False),
+        f"keep {keep:g}, archive, each alone": (keep, "ram", True),
     }
+    ways = {name: way for name, way in ways.items() if only in name}
     right = {way: [0] * questions for way in ways}
     asked = [0] * questions
     with Model(n_threads=threads) as model:
-        chats = {way: Chat(model, keep=kept, archive=archive) for way, (kept, archive) in ways.items()}
+        chats = {way: Chat(model, keep=kept, archive=archive) for way, (kept, archive, _) in ways.items()}
         for _ in common.progress(range(pages), "pages"):
             page, pixels = quality.draw_page(rng, *quality.draw_size(rng))
             picked = rng.permutation(len(page.questions))[:questions]
@@ -67,9 +71,10 @@ def measure_quality(pages: int, questions: int, keep: float, seed: int, threads:
                 one = page.questions[chosen]
                 asked[i] += 1
                 for way, chat in chats.items():
-                    image = Image.fromarray(pixels) if i == 0 else None
+                    image = Image.fromarray(pixels) if i == 0 or ways[way][2] else None
                     answer = chat.ask(image, one.text, max_tokens=quality.MAX_TOKENS)
                     right[way][i] += str(answer) == one.answer
+                    assert (answer.report.n_restored > 0) == (i > 0 and ways[way][1] != "none")
         for chat in chats.values():
             chat.close()
     head = ["", *(f"question {i + 1} ({count})" for i, count in enumerate(asked))]
