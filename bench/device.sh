@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Both benchmarks on a GPU machine that has nvcc but no network. Three steps, each well inside ten minutes:
+# The benchmarks on a GPU machine that has nvcc but no network. Three steps, each well inside ten minutes:
 #
 #   bench/device.sh pack    here, with network: what the machine lacks, into bench/.deps (14 MB; git-ignored)
 #   bench/device.sh build   there: the engine with CUDA, for the GPU at hand; goes on where a stopped build ended
-#   bench/device.sh run     there: overhead.py and decode.py; JSON and log into $OUT (default: out)
+#   bench/device.sh run     there: overhead.py and pyaircache bench; JSON and log into $OUT (default: out)
 #
 # Environment:
 #   OUT                   folder of the results
 #   PYTHON                interpreter (default python3); for `pack` also PYTHON_TARGET, the version there (default 3.12)
 #   PYAIRCACHE_LLAMA_SRC  the pinned llama.cpp, unpatched: the sdist or a source tree. Default: what `pack` made
-#   PRESET, ROUNDS        default qwen2-7b, 5
+#   PRESET, ROUNDS        of overhead.py; default qwen2-7b, 5
+#   SHAPE, BENCH_ARGS     of pyaircache bench; default qwen2-vl-7b, and "--batch 1,8,16 --prompt 2k,8k,16k --rounds 2"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,6 +20,8 @@ BUILD=build/cuda
 OUT=${OUT:-out}
 PRESET=${PRESET:-qwen2-7b}
 ROUNDS=${ROUNDS:-5}
+SHAPE=${SHAPE:-qwen2-vl-7b}
+BENCH_ARGS=${BENCH_ARGS:---batch 1,8,16 --prompt 2k,8k,16k --rounds 2}
 export PYTHONPATH="$PWD:$PWD/$DEPS/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 pack() {
@@ -57,11 +60,13 @@ run() {
         nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv || true
         "$PYTHON" bench/overhead.py --preset "$PRESET" --visual 4096 --rounds "$ROUNDS" --json "$OUT/overhead.json"
         echo
-        "$PYTHON" bench/decode.py --preset "$PRESET" --visual 8192 --tokens 128 --rounds "$ROUNDS" --json "$OUT/decode.json"
+        rm -f "$OUT/bench.jsonl"
+        # shellcheck disable=SC2086 # several words
+        "$PYTHON" -m pyaircache bench --model "$SHAPE" --made bench/.cache -o "$OUT/bench.jsonl" $BENCH_ARGS
     } 2>&1 | tee "$OUT/bench.log"
 }
 
 case "${1:-}" in
     pack | build | run) "$1" ;;
-    *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

@@ -13,7 +13,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +27,22 @@ from matplotlib.axes import Axes  # noqa: E402
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BEGIN, END = "<!-- gain:begin -->", "<!-- gain:end -->"
-VISUAL = (1024, 2048, 4096, 8192)  # lengths of the context, in visual tokens
+VISUAL = (1024, 2048, 4096, 8192)  # lengths of the context, nearly all visual
 # One thread, and its CPU time: so the figures are those of an idle machine, whatever else runs on it.
-OPTIONS = ("--threads", "1", "--tokens", "32", "--rounds", "3")
+OPTIONS = (
+    "--threads",
+    "1",
+    "--gpu-layers",
+    "0",
+    "--tokens",
+    "32",
+    "--rounds",
+    "3",
+    "--batch",
+    "1",
+    "--cache",
+    "f16,f16:0.1",
+)
 FULL, KEPT = "#8a8a8a", "#3b6fb6"
 COLOURS = {"aircache": KEPT, "last": "#d98032", "h2o": "#5b9a5b", "random": FULL}
 SHIFT = {"aircache": 0.97, "last": 1.03, "h2o": 1.0, "random": 1.0}
@@ -47,31 +59,25 @@ class Row(NamedTuple):
 
 
 def measure() -> dict[str, Any]:
-    """Runs bench/decode.py for every length; what the pictures need of its figures."""
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for visual in VISUAL:
-            out = Path(folder) / f"{visual}.json"
-            options = [*OPTIONS, "--visual", str(visual), "--json", str(out)]
-            subprocess.run([sys.executable, str(ROOT / "bench" / "decode.py"), *options], check=True)
-            results.append(json.loads(out.read_text(encoding="utf-8")))
-    return gathered(results)
+    """Runs pyaircache bench for every length; what the pictures need of its lines."""
+    lengths = ",".join(map(str, VISUAL))
+    command = [sys.executable, "-m", "pyaircache", "bench", *OPTIONS, "--prompt", lengths, "--json"]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return gathered([json.loads(line) for line in done.stdout.splitlines()])
 
 
-def gathered(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """One file of several results of bench/decode.py."""
-    points = []
-    for result in results:
-        point: dict[str, Any] = {"context": result["full"][0]["visual"] + result["full"][0]["text"]}
-        for side in ("full", "kept"):
-            point[side] = {
-                "tokens/CPU s": [one["tokens/CPU s"] for one in result[side]],
-                "kv bytes": result[side][0]["kv bytes"],
-            }
-        points.append(point)
-    first = results[0]
-    settings = {name: first["settings"][name] for name in ("preset", "kind", "cache_type", "keep", "threads")}
-    return {"engine": first["engine"], "cpu": first["machine"]["cpu"], "settings": settings, "points": points}
+def gathered(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the pictures need of lines of pyaircache bench."""
+    points: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        point = points.setdefault(line["pp"], {"context": line["pp"]})
+        side = point.setdefault("full" if line["keep"] == 1 else "kept", {"tokens/CPU s": []})
+        side["tokens/CPU s"].append(1e3 * line["pl"] / line["cpu_step_ms"])
+        side["kv bytes"] = line["kv_bytes_read"]
+    first = lines[0]
+    settings = {"preset": first["model"], "kind": "q4_0", "cache_type": first["type_k"]}
+    settings |= {"keep": min(line["keep"] for line in lines), "threads": first["n_threads"]}
+    return {"engine": first["engine"], "cpu": first["cpu"], "settings": settings, "points": list(points.values())}
 
 
 def table(data: dict[str, Any]) -> str:

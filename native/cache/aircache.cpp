@@ -28,7 +28,7 @@ void llama_aircache::stats(llama_seq_id seq, llama_aircache_seq_stats & out) con
 
     out = llama_aircache_stats_empty();
     out.n_cells = cells.get_used();
-    out.n_free  = cells.size() - cells.get_used();
+    out.n_free  = kv.n_cells() - cells.get_used();
     out.n_zone  = zone(s).end;
 
     for (uint32_t l = 0; l < kv.n_layer(); ++l) {

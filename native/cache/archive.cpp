@@ -215,7 +215,7 @@ void llama_aircache_archive::restore(llama_aircache & air, llama_seq_id seq) con
     auto * obs = air.observers.find(seq);
 
     llama_kv_cells table;
-    table.resize(air.kv.n_cells());
+    table.resize(air.kv.n_rows());
     for (const uint32_t i : index) {
         table.pos_set(i, cells[i].pos);
         table.ext_set(i, cells[i].ext);

@@ -18,10 +18,11 @@ struct llama_aircache_archive {
     // throws a llama_aircache_failure when it cannot be restored there, with what the sequence's observer needs
     void check(const llama_aircache & air, llama_seq_id seq) const;
 
-    // Into the first cells of the sequence's stream, which must be empty. When it throws, the table is as it was, rows are not.
+    // Into the first cells of the sequence's stream, which must be empty and have room. When it throws, the table is as it was, rows are not.
     void restore(llama_aircache & air, llama_seq_id seq) const;
 
-    int64_t bytes() const { return n_bytes; }
+    int64_t  bytes()   const { return n_bytes; }
+    uint32_t n_cells() const { return cells.size(); }
 
 private:
     struct cell { llama_pos pos; llama_kv_cell_ext ext; };

@@ -1,4 +1,7 @@
 #include "cache/kv.h"
+
+#include "cache/faults.h"
+#include "cache/mapping.h"
 #include "cache/pages.h"
 
 #include "llama-context.h"
@@ -8,6 +11,9 @@
 #include "llama-memory-recurrent.h"
 #include "llama-model.h"
 
+#include <algorithm>
+#include <map>
+#include <new>
 #include <type_traits>
 
 llama_kv_cache * llama_aircache_kv::find(llama_context * lctx) {
@@ -114,14 +120,8 @@ void llama_aircache_kv::release(uint32_t ikv, uint32_t stream, uint32_t i0, uint
     llama_aircache_pages_release(v(ikv, stream), v_trans(), i0, i1);
 }
 
-void llama_aircache_kv::release() const noexcept {
-    if (kv.other) {
-        return; // its cells are another context's
-    }
-    for (uint32_t l = 0; l < n_layer(); ++l) {
-        llama_aircache_pages_release(k(l));
-        llama_aircache_pages_release(v(l));
-    }
+void llama_aircache_kv::release_tail(uint32_t ikv, uint32_t stream) const noexcept {
+    release(ikv, stream, cells(stream).used_max_p1(), n_rows());
 }
 
 void llama_aircache_kv::release(uint32_t stream) const noexcept {
@@ -131,11 +131,85 @@ void llama_aircache_kv::release(uint32_t stream) const noexcept {
     }
 }
 
-int64_t llama_aircache_kv::resident_bytes() const {
+bool llama_aircache_kv::is_mapped() const {
+    for (uint32_t l = 0; l < n_layer(); ++l) {
+        if (!llama_aircache_is_mapped(k(l)) || !llama_aircache_is_mapped(v(l))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+int64_t llama_aircache_kv::reserved_bytes() const {
     int64_t res = 0;
     for (uint32_t l = 0; l < n_layer(); ++l) {
-        res += llama_aircache_pages_resident(k(l));
-        res += llama_aircache_pages_resident(v(l));
+        res += row_bytes(l)*n_cells();
     }
     return res;
+}
+
+int64_t llama_aircache_kv::allocated_bytes(uint32_t stream) const {
+    int64_t res = 0;
+    for (uint32_t l = 0; l < n_layer(); ++l) {
+        res += llama_aircache_pages_resident(k(l, stream));
+        res += llama_aircache_pages_resident(v(l, stream));
+    }
+    return res;
+}
+
+//
+// other buffers
+//
+
+llama_aircache_kv::storage llama_aircache_kv::make(uint32_t n_rows) const {
+    const llama_aircache_fault_pause others;
+
+    storage res;
+
+    std::map<ggml_backend_buffer_type_t, size_t> by_buft; // index into ctxs_bufs
+
+    const ggml_init_params params = { 2*(1 + n_stream())*n_layer()*ggml_tensor_overhead(), nullptr, true };
+
+    const auto like = [&](ggml_tensor * t, std::vector<ggml_tensor *> & streams) {
+        const auto [it, is_new] = by_buft.try_emplace(ggml_backend_buffer_get_type(t->buffer), res.ctxs_bufs.size());
+        if (is_new) {
+            res.ctxs_bufs.emplace_back(ggml_init(params), nullptr);
+        }
+        auto * ctx = res.ctxs_bufs[it->second].first.get();
+        if (!ctx) {
+            throw std::bad_alloc();
+        }
+        ggml_tensor * fresh = ggml_new_tensor_3d(ctx, t->type, t->ne[0], n_rows, n_stream());
+        ggml_set_name(fresh, t->name);
+        for (auto & stream : streams) {
+            stream = ggml_view_2d(ctx, fresh, fresh->ne[0], n_rows, fresh->nb[1], (&stream - streams.data())*fresh->nb[2]);
+        }
+        return fresh;
+    };
+
+    res.layers = kv.layers;
+    for (auto & layer : res.layers) {
+        layer.k = like(layer.k, layer.k_stream);
+        layer.v = like(layer.v, layer.v_stream);
+    }
+
+    for (const auto & [buft, i] : by_buft) {
+        auto & [ctx, buf] = res.ctxs_bufs[i];
+        buf.reset(llama_aircache_fault("buffer") ? nullptr : llama_aircache_alloc(ctx.get(), buft));
+        if (!buf) {
+            throw std::bad_alloc();
+        }
+        ggml_backend_buffer_clear(buf.get(), 0);
+    }
+
+    return res;
+}
+
+void llama_aircache_kv::put(storage && with, llama_kv_cells_vec && tables) const noexcept {
+    kv.layers    = std::move(with.layers);
+    kv.ctxs_bufs = std::move(with.ctxs_bufs);
+    for (uint32_t s = 0; s < n_stream(); ++s) {
+        const uint32_t head = std::min(kv.v_heads[s], tables[s].size());
+        set_cells(s, std::move(tables[s]), head);
+    }
 }

@@ -4,6 +4,8 @@
 #include "llama-kv-cache.h"
 
 #include <string>
+#include <utility>
+#include <vector>
 
 class llama_aircache_kv {
 public:
@@ -40,6 +42,9 @@ public:
     // bytes of a cell, K and V
     int64_t row_bytes(uint32_t ikv) const { return kv.layers[ikv].k->nb[1] + kv.layers[ikv].v->nb[1]; }
 
+    // that owns the cache; null inside of other memories
+    llama_context * context() const { return kv.air_ctx; }
+
     const llama_hparams & hparams() const { return kv.hparams; }
 
     //
@@ -47,7 +52,8 @@ public:
     //
 
     uint32_t n_stream()  const { return kv.n_stream; }
-    uint32_t n_cells()   const { return kv.get_size(); }
+    uint32_t n_cells()   const { return kv.air_cells ? kv.air_cells : kv.get_size(); } // of a stream, at most
+    uint32_t n_rows()    const { return kv.get_size(); }                               // that there are buffers for by now
     uint32_t n_seq_max() const { return kv.n_seq_max; }
 
     uint32_t stream(llama_seq_id seq) const { return kv.seq_to_stream[seq]; }
@@ -65,14 +71,31 @@ public:
     // gives the pages of a layer's rows [i0, i1) of one stream back to the system
     void release(uint32_t ikv, uint32_t stream, uint32_t i0, uint32_t i1) const noexcept;
 
+    // those behind the stream's last cell
+    void release_tail(uint32_t ikv, uint32_t stream) const noexcept;
+
     // all pages of a stream that holds nothing
     void release(uint32_t stream) const noexcept;
 
-    // all pages of a cache that holds nothing yet
-    void release() const noexcept;
+    // do pages come and go by themselves? Else buffers are all there, and can only be made anew.
+    bool is_mapped() const;
 
-    // bytes of K and V that are in RAM; all of them where the system does not tell
-    int64_t resident_bytes() const;
+    // bytes of K and V of all cells that a stream may have
+    int64_t reserved_bytes() const;
+
+    // of what was taken for a stream: pages of mapped buffers, and others whole
+    int64_t allocated_bytes(uint32_t stream) const;
+
+    // Other buffers, with room for n_rows cells a stream, as yet without data; and in place of those at hand, with tables to
+    // match. make() throws std::bad_alloc.
+    struct storage {
+        std::vector<llama_kv_cache::kv_layer> layers;
+        std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
+    };
+    storage make(uint32_t n_rows) const;
+    void    put(storage && with, llama_kv_cells_vec && tables) const noexcept;
+
+    const llama_kv_cells_vec & tables() const { return kv.v_cells; }
 
     void remove(llama_seq_id seq) const { kv.seq_rm(seq, -1, -1); }
 

@@ -1,6 +1,6 @@
 #include "cache/pages.h"
 
-#include "ggml-backend.h"
+#include "cache/mapping.h"
 
 #include <vector>
 
@@ -9,21 +9,16 @@
 #    include <unistd.h>
 #endif
 
-bool llama_aircache_pages_supported(const ggml_tensor * t) {
-#if defined(__linux__)
-    if (!t) {
-        return false; // MLA caches have no V
-    }
-    // not pinned memory of a device, which is host memory, too
-    const auto buffer = t->view_src ? t->view_src->buffer : t->buffer;
-    return t->data && buffer && ggml_backend_buffer_get_type(buffer) == ggml_backend_cpu_buffer_type();
-#else
-    GGML_UNUSED(t);
-    return false;
-#endif
+static bool supported(const ggml_tensor * t) {
+    return t && llama_aircache_is_mapped(t); // MLA caches have no V
 }
 
 #if defined(__linux__)
+
+static size_t page_size() {
+    static const size_t res = sysconf(_SC_PAGESIZE);
+    return res;
+}
 
 // the whole pages inside of [begin, end)
 struct pages {
@@ -31,7 +26,7 @@ struct pages {
     uintptr_t end;
 
     pages(const void * data, size_t from, size_t to) {
-        static const uintptr_t size = sysconf(_SC_PAGESIZE);
+        const uintptr_t size = page_size();
         begin = ((uintptr_t) data + from + size - 1)/size*size;
         end   = ((uintptr_t) data + to)/size*size;
     }
@@ -47,36 +42,39 @@ static void release(void * data, size_t from, size_t to) {
 }
 
 void llama_aircache_pages_release(ggml_tensor * t, bool transposed, uint32_t i0, uint32_t i1) noexcept {
-    if (i0 >= i1 || !llama_aircache_pages_supported(t)) {
+    if (i0 >= i1 || !supported(t)) {
         return;
     }
     if (!transposed) {
         release(t->data, i0*t->nb[1], i1*t->nb[1]);
         return;
     }
-    // t->ne[1] cells of each of the t->ne[0] channels
+    // t->ne[1] cells of each of the t->ne[0] channels: a call each, where they fill a page
     const size_t channel = ggml_row_size(t->type, t->ne[1]);
+    if (ggml_row_size(t->type, i1 - i0) < page_size()) {
+        return;
+    }
     for (int64_t c = 0; c < t->ne[0]; ++c) {
         release(t->data, c*channel + ggml_row_size(t->type, i0), c*channel + ggml_row_size(t->type, i1));
     }
 }
 
 void llama_aircache_pages_release(ggml_tensor * t) noexcept {
-    if (llama_aircache_pages_supported(t)) {
+    if (supported(t)) {
         release(t->data, 0, ggml_nbytes(t));
     }
 }
 
 size_t llama_aircache_pages_resident(const ggml_tensor * t) {
     const size_t size = t ? ggml_nbytes(t) : 0;
-    if (!llama_aircache_pages_supported(t)) {
+    if (!supported(t)) {
         return size;
     }
     const pages p(t->data, 0, size);
     if (p.empty()) {
         return size;
     }
-    const size_t page = sysconf(_SC_PAGESIZE);
+    const size_t page = page_size();
 
     std::vector<unsigned char> in_ram((p.end - p.begin)/page);
     if (mincore((void *) p.begin, p.end - p.begin, in_ram.data()) != 0) {

@@ -1,8 +1,8 @@
 // Memory that follows what is kept: cells that hold nothing give their pages back to the system.
 //
-// A cache on the CPU is anonymous memory that reads as zeros until it is written, and llama.cpp fills it with zeros when it
-// is made: so pages that are given back are again what they were in the beginning. Addresses stay as they are: a later
-// prompt writes there as before, and pays a page fault a page.
+// A cache on the CPU is a mapping (mapping.h) that reads as zeros until it is written: so pages that are given back are
+// again what they were in the beginning. Addresses stay as they are: a later prompt writes there as before, and pays a page
+// fault a page.
 #pragma once
 
 #include "ggml.h"
@@ -11,9 +11,6 @@
 #include <cstdint>
 
 // Tensors may be null, as V of an MLA cache: there is nothing to give back then.
-
-// Can pages of the tensor's buffer be given back? True for the plain CPU buffers of systems that can do it (Linux).
-bool llama_aircache_pages_supported(const ggml_tensor * t);
 
 // Gives back the pages that lie wholly in rows [i0, i1) of one stream's K or V; transposed: V by channel, [n_cells, n_embd]
 // in memory. What cannot be given back stays. Reads as zeros afterwards, or as before.

@@ -126,10 +126,9 @@ void llama_aircache_planner::commit(llama_aircache_layout && lay) noexcept {
     air.observers.forget(seq);
 
     // what no layer reads any more, below its survivors and behind the last cell, goes back to the system
-    const uint32_t n_used = air.kv.cells(stream).used_max_p1();
     for (uint32_t l = 0; l < air.kv.n_layer(); ++l) {
         air.kv.release(l, stream, 0, air.zone(stream).start[l]);
-        air.kv.release(l, stream, n_used, air.kv.n_cells());
+        air.kv.release_tail(l, stream);
     }
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 static bool is_2d(const llama_aircache & air) {
     return air.kv.hparams().n_pos_per_embd() > 1;
@@ -76,7 +77,7 @@ void fill_channels(ggml_tensor * t, uint32_t n, numbers random) {
 // the table of a decoded prompt; visual: its visual cells, in order
 llama_kv_cells make_table(const llama_aircache & air, llama_seq_id seq, const llama_aircache_synthetic_prompt & prompt, std::vector<uint32_t> & visual) {
     llama_kv_cells res;
-    res.resize(air.kv.n_cells());
+    res.resize(air.kv.n_rows());
 
     uint32_t i = 0;
     const auto put = [&](llama_pos pos, llama_pos x, llama_pos y, llama_token token) {
@@ -122,6 +123,10 @@ void llama_aircache_synthesise(llama_aircache & air, llama_seq_id seq, const lla
         const llama_aircache_method & method) {
     const uint32_t s = air.kv.stream(seq);
     const uint32_t n = llama_aircache_synthetic_cells(air, prompt);
+
+    if (!air.make_room(s, n)) {
+        throw std::bad_alloc();
+    }
 
     std::vector<uint32_t> visual;
     auto table = make_table(air, seq, prompt, visual);

@@ -17,10 +17,8 @@ llama_aircache_zones::llama_aircache_zones(llama_kv_cache & cache) : kv(cache), 
 void llama_aircache_zones::attach(llama_context * lctx) {
     // not the caches inside of other memories: theirs stay without a context
     if (auto * cache = llama_aircache_kv::find(lctx)) {
-        cache->air_ctx = lctx;
-
-        // It was just filled with zeros, and so took all of its memory: nothing is there yet, so let it grow with use.
-        llama_aircache_kv(*cache).release();
+        cache->air_ctx   = lctx;
+        cache->air_cells = cache->get_size();
     }
 }
 
@@ -28,16 +26,31 @@ void llama_aircache_zones::attach(llama_context * lctx) {
 // hooks of llama_kv_cache
 //
 
-void llama_aircache_zones::sync() {
+void llama_aircache_zones::sync(llama_seq_id seq) {
     for (uint32_t s = 0; s < zones.size(); ++s) {
+        if (seq >= 0 && kv.stream(seq) != s) {
+            continue;
+        }
         if (!zones[s].empty() && kv.cells(s).is_empty(zones[s].cell)) {
             zones[s] = {};
             zones_version++;
         }
         if (kv.cells(s).get_used() == 0) {
             kv.release(s); // nothing is left of a conversation: its memory goes, too
+        } else if (!kv.v_trans()) { // V by channel takes too many calls for what may be a token
+            for (uint32_t l = 0; l < kv.n_layer(); ++l) {
+                kv.release_tail(l, s);
+            }
         }
     }
+}
+
+void llama_aircache_zones::copied(llama_kv_cache & cache, uint32_t ikv, uint32_t stream) {
+    const llama_aircache_kv kv(cache);
+    if (cache.air && !cache.air->zone(stream).empty()) {
+        kv.release(ikv, stream, 0, cache.air->zone(stream).start[ikv]);
+    }
+    kv.release_tail(ikv, stream);
 }
 
 const llama_aircache_zone * llama_aircache_zones::zone_of(uint32_t stream, llama_seq_id seq) const {

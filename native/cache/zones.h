@@ -51,8 +51,8 @@ public:
     // lets the context's cache know its context, if it is of the kind that can be compressed; others refuse saved zones
     static void attach(llama_context * lctx);
 
-    // drop zones whose cells are gone
-    void sync();
+    // Drops zones whose cells are gone, and gives back the memory behind the last cell: of the sequence's stream, or of all.
+    void sync(llama_seq_id seq = -1);
 
     // false: the range would cut a compressed region or leave it without the text before it. seq: -1 for all sequences.
     // All but can_rm log the reason, as their callers have no way to report it.
@@ -62,6 +62,14 @@ public:
     bool can_add(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos shift); // moves the region's limits along
 
     void copy_stream(uint32_t s0, uint32_t s1);
+
+    // Rows were copied, used or not: gives back those that are not. ikv: a layer.
+    static void copied(llama_kv_cache & cache, uint32_t ikv, uint32_t stream);
+
+    // Where buffers were made smaller than the context (graph/resize.cpp): makes them larger if they have no room for what is
+    // about to be decoded, or for n cells more. False, and nothing has changed: there is no memory for it; logged.
+    bool make_room(const std::vector<llama_ubatch> & ubatches);
+    bool make_room(uint32_t stream, uint32_t n);
 
     // what get_k and get_v return: the rows from view_start on
     ggml_tensor * view_k(ggml_context * ctx, int32_t il, uint32_t n_kv, const llama_kv_cache::slot_info & sinfo) const;
@@ -94,6 +102,10 @@ public:
 
     const llama_aircache_zone & zone(uint32_t stream) const { return zones[stream]; }
 
+    // other buffers were put in place
+    void set_resized() noexcept { zones_version++; resized = true; }
+    bool was_resized() const { return resized; }
+
     // puts another zone in place
     void set_zone(uint32_t stream, llama_aircache_zone && zone) noexcept;
 
@@ -106,6 +118,8 @@ protected:
     explicit llama_aircache_zones(llama_kv_cache & cache);
 
     uint64_t zones_version = 0; // incremented whenever a graph built before would be wrong
+
+    bool resized = false; // graphs must be told apart by the version from then on
 
 private:
     // will a state of the sequence (-1: of all) hold a zone?

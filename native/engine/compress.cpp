@@ -79,7 +79,8 @@ void pac_engine::score(const pac_method & method, pac_scores & out) {
     std::vector<uint8_t> observers((size_t) n_layer*n_text);
     scores.resize((size_t) n_layer*n_visual);
     alive.resize(m.allocation == LLAMA_AIRCACHE_ALLOC_VL ? n_layer : 0);
-    pac_check(llama_aircache_score(ctx, seq, &m, scores.data(), observers.data(), alive.empty() ? nullptr : alive.data()));
+    pac_check(llama_aircache_score(ctx, seq, &m, scores.data(), scores.size(), observers.data(), observers.size(),
+            alive.empty() ? nullptr : alive.data(), alive.size()));
 
     list_elite(observers, n_layer);
     out = { n_layer, n_visual, scores.data(), n_elite.data(), elite.data(), alive.empty() ? nullptr : alive.data(), (llama_time_us() - t_start)/1000.0 };
@@ -113,6 +114,9 @@ void pac_engine::evict(const int32_t * new_budgets, const int32_t * new_kept, do
     out.kept          = kept.data();
     out.kv_bytes_full = before.kv_bytes;
     out.kv_bytes      = after.kv_bytes;
+    if (after.n_cells < before.n_cells) {
+        context->shrink();
+    }
     out.ms_evict      = (llama_time_us() - t_start)/1000.0;
 }
 
@@ -168,5 +172,5 @@ void pac_engine::compress(const pac_method & method, bool mask_only, pac_scores 
     out.kv_bytes_full = before.kv_bytes;
     out.kv_bytes      = after.kv_bytes;
     out.ms_score      = res.ms_score;
-    out.ms_evict      = res.ms_evict;
+    out.ms_evict      = res.ms_evict + (after.n_cells < before.n_cells ? context->shrink() : 0);
 }

@@ -66,10 +66,29 @@ void pac_context::give_seq(llama_seq_id seq) {
 }
 
 //
+// memory
+//
+
+void pac_context::make_room(int32_t n_cells) {
+    if (n_room > 0 && n_cells > n_room) {
+        pac_check(llama_aircache_resize(ctx.get(), n_cells));
+        n_room = n_cells;
+    }
+}
+
+double pac_context::shrink() {
+    const int64_t t_start = llama_time_us();
+    if (resizes && llama_aircache_resize(ctx.get(), 0) == LLAMA_AIRCACHE_OK) {
+        n_room = 1; // what is in use, rounded up
+    }
+    return (llama_time_us() - t_start)/1000.0; // and if it failed, the large buffers serve on
+}
+
+//
 // making one
 //
 
-static ggml_type cache_type(const char * name) {
+ggml_type pac_cache_type(const char * name) {
     name = name ? name : "f16";
     static const ggml_type known[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 };
 
@@ -95,11 +114,16 @@ void pac_context::check(const pac_engine_params & params) {
     if (params.flash_attn < -1 || params.flash_attn > 1) {
         throw pac_error(PAC_ERR_ARGUMENT, "flash_attn must be -1 (auto), 0 (off) or 1 (on)");
     }
-    cache_type(params.cache_type_k);
-    cache_type(params.cache_type_v);
+    pac_cache_type(params.cache_type_k);
+    pac_cache_type(params.cache_type_v);
+    pac_check_range("archive", params.archive, PAC_ARCHIVE_NONE, PAC_ARCHIVE_FILE);
+    if ((params.archive == PAC_ARCHIVE_FILE) != (params.archive_path != nullptr)) {
+        throw pac_error(PAC_ERR_ARGUMENT, "archive_path goes with an archive in a file (PAC_ARCHIVE_FILE), and that with a path");
+    }
 }
 
-pac_context::pac_context(const pac_model & model, const pac_engine_params & params, int32_t n_seq) : n_seq(n_seq), taken(n_seq) {
+pac_context::pac_context(const pac_model & model, const pac_engine_params & params, int32_t n_seq) :
+        n_seq(n_seq), resizes(params.resize_kv && n_seq == 1), taken(n_seq) {
     check(params);
     running.reserve(n_seq);
 
@@ -112,8 +136,8 @@ pac_context::pac_context(const pac_model & model, const pac_engine_params & para
     cparams.n_threads       = pac_pick_threads(params.n_threads);
     cparams.n_threads_batch = cparams.n_threads;
     cparams.flash_attn_type = (llama_flash_attn_type) params.flash_attn;
-    cparams.type_k          = cache_type(params.cache_type_k);
-    cparams.type_v          = cache_type(params.cache_type_v);
+    cparams.type_k          = pac_cache_type(params.cache_type_k);
+    cparams.type_v          = pac_cache_type(params.cache_type_v);
     cparams.no_perf         = false; // counts graph reuse
     cparams.abort_callback_data = this;
     cparams.abort_callback      = [](void * user_data) { return ((const pac_context *) user_data)->must_stop(); };

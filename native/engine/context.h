@@ -28,6 +28,8 @@ private:
     uint64_t next = 1; // ticket that may enter
 };
 
+ggml_type pac_cache_type(const char * name); // null: f16; throws when it is none of those that are supported
+
 struct pac_context {
     // params.n_ctx: cells of each of n_seq sequences
     pac_context(const pac_model & model, const pac_engine_params & params, int32_t n_seq);
@@ -42,11 +44,20 @@ struct pac_context {
     llama_seq_id take_seq(); // throws when all are taken
     void give_seq(llama_seq_id seq);
 
+    // Memory that follows what is kept, on devices (docs/memory.md); nothing elsewhere, and nothing in a pool. A prompt comes with
+    // room for all of its cells at once: throws when there is none, with all as it was. After a compression: as small as
+    // can be; returns milliseconds.
+    void   make_room(int32_t n_cells);
+    double shrink();
+
     const int32_t n_seq;
     llama_context_ptr ctx;
     std::string why_not; // reason why nothing can be compressed, "" if it can
 
 private:
+    const bool resizes;
+    int32_t    n_room = 0; // cells that buffers were made for last; 0: for all, as in the beginning
+
     friend class pac_turn;
 
     bool must_stop() const;

@@ -91,6 +91,12 @@ struct gguf_meta {
         return id >= 0 && gguf_get_kv_type(ctx.get(), id) == GGUF_TYPE_STRING ? gguf_get_val_str(ctx.get(), id) : "";
     }
 
+    // of a tensor; 0: there is none
+    int64_t tensor_bytes(const char * name) const {
+        const int64_t id = gguf_find_tensor(ctx.get(), name);
+        return id >= 0 ? gguf_get_tensor_size(ctx.get(), id) : 0;
+    }
+
     // What llama.cpp answers with an assertion when it loads a text model; it refuses everything else itself. Found by
     // changing every value of a file: tests/engine/test_damaged_files.py.
     void check_text(const char * path, const std::string & arch) const {
@@ -166,6 +172,7 @@ pac_model::pac_model(const pac_model_params & params) : images(params.image_cach
         throw pac_error(PAC_ERR_MODEL, pac_format("%s is a projector (mmproj), not a text model", params.model));
     }
     meta.check_text(params.model, architecture);
+    embedding_bytes = meta.tensor_bytes("output.weight") > 0 ? meta.tensor_bytes("token_embd.weight") : 0;
     if (params.mmproj) {
         const gguf_meta mm(params.mmproj);
         if (mm.str("general.architecture") != "clip") {

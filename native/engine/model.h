@@ -57,6 +57,7 @@ struct pac_model {
     std::string description;
     std::string architecture;
     std::string projector;
+    int64_t     embedding_bytes = 0; // of an embedding matrix that is not the output's, too: a step reads a row of it a token
 
     pac_image_cache images;
 

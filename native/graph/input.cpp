@@ -18,7 +18,7 @@ std::shared_ptr<llm_graph_input_aircache> llm_graph_input_aircache::build(
     }
 
     const auto seen = air->observers.observed(ubatch);
-    if (seen.empty() && !air->any()) {
+    if (seen.empty() && !air->any() && !air->was_resized()) {
         return nullptr;
     }
 
@@ -54,7 +54,7 @@ bool llm_graph_input_aircache::can_reuse(const llm_graph_input_aircache * self, 
 
     const auto seen = air->observers.observed(ubatch);
     if (!self) {
-        return seen.empty() && !air->any();
+        return seen.empty() && !air->any() && !air->was_resized();
     }
 
     const size_t n_queries = self->tokens ? self->tokens->ne[0] : 0;

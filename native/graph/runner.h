@@ -20,6 +20,9 @@ public:
     // moves (and merges) the rows of all layers as planned; the table is the caller's (moves.cpp)
     void move(llama_seq_id seq, const llama_aircache_layout & lay);
 
+    // makes the cache's buffers anew, with room for so many cells a stream (resize.cpp)
+    void resize(uint32_t n_rows);
+
     // ready for a graph of so many nodes; made when there is none
     ggml_backend_sched_t prepare(size_t n_nodes);
 

@@ -82,9 +82,11 @@ LLAMA_API int32_t llama_aircache_dims(struct llama_context * ctx, llama_seq_id s
 
 // Importance I (docs/method.md, section 1): scores [n_layer, n_visual]; observers [n_layer, n_text]: 1 where the text token
 // belongs to the layer's window; alive [n_layer]: attention entries of at least 1 % of their row's maximum with ALLOC_VL,
-// 0 otherwise. observers, alive: NULL when not wanted. STATE: the method needs more than the observed one did.
+// 0 otherwise. observers, alive: NULL when not wanted. n_...: elements that the array beside has room for; ARGUMENT, before
+// anything is computed, where that is too little. STATE: the method needs more than the observed one did.
 LLAMA_API int32_t llama_aircache_score(struct llama_context * ctx, llama_seq_id seq,
-        const struct llama_aircache_method * method, float * scores, uint8_t * observers, double * alive);
+        const struct llama_aircache_method * method, float * scores, int64_t n_scores, uint8_t * observers, int64_t n_observers,
+        double * alive, int64_t n_alive);
 
 // Layer budgets (docs/method.md, section 2). Pure. alive [n_layer]: of llama_aircache_score, needed by ALLOC_VL alone.
 // budgets [n_layer]; strength, skewness: [n_layer] as measured, or NULL.
@@ -93,9 +95,10 @@ LLAMA_API int32_t llama_aircache_allocate(const struct llama_aircache_method * m
         int32_t * budgets, double * strength, double * skewness);
 
 // The budgets[l] highest scores of each layer, ties to the lower index (docs/method.md, section 3). Pure.
-// rank: 0, or r: the r-th highest alone (budgets must be 1). kept [sum of budgets]: layer after layer, ascending.
+// rank: 0, or r: the r-th highest alone (budgets must be 1). kept [sum of budgets]: layer after layer, ascending; it has room
+// for n_kept_max elements (ARGUMENT, with nothing written, where that is too little).
 LLAMA_API int32_t llama_aircache_select(const float * scores, int32_t n_layer, int32_t n_visual,
-        const int32_t * budgets, int32_t rank, int32_t * kept);
+        const int32_t * budgets, int32_t rank, int32_t * kept, int64_t n_kept_max);
 
 // Keeps only the given visual tokens of the observed spans in every layer and closes up the cache; ends the observation.
 // merge: share of the dropped tokens, nearest first, that is averaged into the nearest kept one of its layer.
@@ -165,9 +168,32 @@ static inline struct llama_aircache_seq_stats llama_aircache_stats_empty(void) {
 
 LLAMA_API int32_t llama_aircache_stats(struct llama_context * ctx, llama_seq_id seq, struct llama_aircache_seq_stats * out);
 
-// Bytes of the whole cache, all streams, that are in RAM. On Linux and the CPU memory is taken page by page as cells are
-// written, and given back where an eviction leaves nothing; elsewhere it is all there from the beginning.
+// Bytes of K and V in all layers (docs/memory.md).
+struct llama_aircache_bytes {
+    uint32_t size;      // sizeof(struct llama_aircache_bytes)
+    int64_t  reserved;  // cells of the context window * row bytes: addresses, and what stock llama.cpp allocates
+    int64_t  allocated; // memory that was taken: on Linux and the CPU pages that hold something, elsewhere buffers
+};
+
+// all 0 but for the size: the caller's, not the library's
+static inline struct llama_aircache_bytes llama_aircache_bytes_empty(void) {
+    struct llama_aircache_bytes res;
+    memset(&res, 0, sizeof(res));
+    res.size = sizeof(res);
+    return res;
+}
+
+// of a sequence's stream; seq -1: of all of them
+LLAMA_API int32_t llama_aircache_memory(struct llama_context * ctx, llama_seq_id seq, struct llama_aircache_bytes * out);
+
+// allocated, of all streams
 LLAMA_API int32_t llama_aircache_resident(struct llama_context * ctx, int64_t * bytes);
+
+// Where memory does not come and go by pages, on devices: makes the cache's buffers anew with room for n_cells cells a
+// sequence, rounded up to 256; at least those in use, at most the context's. What is kept is copied on the device. From then on buffers
+// grow by themselves when a decode or a restored state needs more. Elsewhere nothing is done.
+// Both buffers are there while rows are copied. MEMORY, COMPUTE: all is as it was.
+LLAMA_API int32_t llama_aircache_resize(struct llama_context * ctx, int32_t n_cells);
 
 // For measuring: fills an empty sequence as if a prompt of the positions [0, pos_end) with these spans had been decoded, with
 // made-up numbers of a seed in K and V. Nothing is computed, and there are no logits; tokens are decoded behind it, from
@@ -206,6 +232,9 @@ LLAMA_API int32_t llama_aircache_archive_make(struct llama_context * ctx, llama_
 // The same on the devices of the layers.
 LLAMA_API int32_t llama_aircache_archive_make_on_device(struct llama_context * ctx, llama_seq_id seq, llama_pos p1,
         struct llama_aircache_archive ** out);
+
+// Free bytes on the devices that hold the cache: of the one with the least; -1 when it lies in host memory.
+LLAMA_API int32_t llama_aircache_device_free(struct llama_context * ctx, int64_t * bytes);
 
 // Empties seq and puts the archived cells in its place, [0, n) of its stream; gives what was observed to the observation of seq,
 // which was begun with llama_aircache_observe before (without one only cells come back: enough where all observed tokens stand

@@ -132,6 +132,15 @@ PAC_API int32_t pac_model_forget_images(pac_model * model);
 // engine
 //
 
+// Where the full cells of a prompt stay for the next question, up to its last image (pac_conversation).
+enum pac_archive_kind {
+    PAC_ARCHIVE_NONE   = 0, // nowhere
+    PAC_ARCHIVE_AUTO   = 1, // on the layers' devices where at least twice as much is free there, else in host memory likewise, else nowhere
+    PAC_ARCHIVE_DEVICE = 2, // on the devices; of layers on a CPU that is host memory
+    PAC_ARCHIVE_RAM    = 3, // in host memory
+    PAC_ARCHIVE_FILE   = 4
+};
+
 struct pac_engine_params {
     uint32_t     size;         // sizeof(struct pac_engine_params)
     int32_t      n_ctx;        // context window in cells; 0: the model's own, at most 32768. llama.cpp rounds it up to
@@ -143,8 +152,13 @@ struct pac_engine_params {
     const char * cache_type_v;
     int32_t      flash_attn;   // of the text model: -1 auto, 0 off, 1 on
     bool         keep_embeddings; // for pac_image_embeddings
+    bool         resize_kv;    // on devices, with one sequence: make K and V anew, as large as needed, after a compression and before
+                               // a prompt. Elsewhere memory comes and goes by pages. True by default
+    int32_t      archive;      // enum pac_archive_kind: of the prompts of pac_conversation that are observed
+    const char * archive_path; // with PAC_ARCHIVE_FILE: a file that is written anew, and removed with the engine. One that is
+                               // there and is no archive is refused when it is to be written
 };
-PAC_API struct pac_engine_params pac_engine_default_params(void);
+PAC_API struct pac_engine_params pac_engine_default_params(void); // PAC_ARCHIVE_NONE
 
 // A new conversation on a model.
 PAC_API int32_t pac_engine_new (pac_model * model, const struct pac_engine_params * params, pac_engine ** out);
@@ -275,6 +289,37 @@ PAC_API int32_t pac_layout(pac_engine * engine, const char * text, const struct 
 PAC_API int32_t pac_prompt(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
         int32_t reserve, const struct pac_method * observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out);
 
+// A piece of a conversation: text to be tokenised, whose markers are replaced by the next images; or, where text is NULL, tokens
+// as they are, such as an answer's.
+struct pac_part {
+    const char    * text;
+    const int32_t * tokens; // [n_tokens]
+    int32_t         n_tokens;
+};
+
+// Begins a conversation anew with all of these parts as one prompt, as pac_prompt would after pac_reset. Spans, tokens and scores
+// are those of the whole; all of its images are compressed together by its last question. What the archive holds of its beginning is
+// not evaluated again: cells, scores and logits are those of a prefill from the beginning. Where it cannot serve (pac_archive_get says
+// why), all is evaluated, with the embeddings that are kept. With observe, the archive is then made anew, up to the last image.
+// Fails as pac_prompt, but what was there before is gone, except for the archive (PAC_ERR_CONTEXT, and faulty arguments: all is as
+// it was). PAC_ERR_MEMORY, PAC_ERR_FILE: also when the archive that was asked for by its place cannot be made.
+PAC_API int32_t pac_conversation(pac_engine * engine, const struct pac_part * parts, int32_t n_parts,
+        const struct pac_image * images, int32_t n_images, int32_t reserve, const struct pac_method * observe,
+        pac_progress_callback progress, void * user_data, struct pac_prompt_info * out);
+
+struct pac_archive_info {
+    uint32_t     size;       // sizeof(struct pac_archive_info), set by the caller
+    int32_t      kind;       // enum pac_archive_kind: where it is now; NONE: there is none
+    int64_t      bytes;      // that it takes there
+    int32_t      n_tokens;   // that it holds of the conversation's beginning
+    int32_t      n_restored; // tokens of the last pac_conversation that came from it
+    double       ms_make;    // of the last pac_conversation; 0: it was not made then
+    double       ms_restore; // likewise
+    const char * why;        // "" or why there is none, or why the last one did not serve; until the next pac_conversation
+};
+// The archive stays until pac_reset, or until another one is made.
+PAC_API int32_t pac_archive_get(const pac_engine * engine, struct pac_archive_info * out);
+
 struct pac_scores {
     int32_t n_layers;
     int32_t n_visual;
@@ -311,10 +356,10 @@ PAC_API int32_t pac_compress(pac_engine * engine, const struct pac_method * meth
 // allocation vl, else NULL. strength, skewness: NULL or [n_layers].
 PAC_API int32_t pac_allocate(const struct pac_method * method, const float * scores, const double * alive,
         int32_t n_layers, int32_t n_visual, int32_t * budgets, double * strength, double * skewness);
-// Kept sets of docs/method.md, section 3: budgets [n_layers] -> kept [sum of budgets]; pure, no engine. rank: 0,
-// or as in pac_method.
+// Kept sets of docs/method.md, section 3: budgets [n_layers] -> kept [sum of budgets], which has room for n_kept_max
+// elements; pure, no engine. rank: 0, or as in pac_method.
 PAC_API int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank,
-        int32_t * kept);
+        int32_t * kept, int64_t n_kept_max);
 
 // Token ids of the last prompt, [n_tokens] of its pac_prompt_info: -1 for visual ones. pac_span.first, pac_scores.elite and
 // so on count them. PAC_ERR_STATE when there was none.
@@ -385,8 +430,8 @@ struct pac_stats {
     int32_t n_graphs_reused;
     int32_t n_decodes;      // graph evaluations since the last pac_prompt
     int64_t kv_bytes;       // bytes that attention reads: sum over layers of their cells * row bytes
-    int64_t kv_bytes_allocated; // of all cells of the context, in use or not
-    int64_t kv_bytes_resident;  // of them in RAM, by pages: on Linux and the CPU they come with use and go with evicted cells
+    int64_t kv_bytes_reserved;  // of all cells of the context, in use or not
+    int64_t kv_bytes_allocated; // memory taken for them: on Linux and the CPU pages that hold something, elsewhere buffers
 };
 PAC_API int32_t pac_engine_stats(const pac_engine * engine, struct pac_stats * out);
 
@@ -406,7 +451,6 @@ PAC_API void    pac_pool_free(pac_pool * pool);
 // An engine of the pool, for all the calls above; to be freed with pac_engine_free. PAC_ERR_STATE: all n_engines are there.
 // Engines of one pool may be used by different threads, as others may, but their computations wait for one another, in the
 // order of coming. pac_prompt gives way to them after every n_ubatch tokens, and while an image is encoded.
-// pac_stats.kv_bytes_resident is that of the whole pool.
 PAC_API int32_t pac_pool_engine(pac_pool * pool, pac_engine ** out);
 
 struct pac_step {
@@ -419,6 +463,80 @@ struct pac_step {
 // evaluation that fails for all is made again for each by itself. A step under way is finished in spite of pac_cancel,
 // unless all are cancelled. Fails as a whole, and nothing has changed, when an engine is NULL, of another pool, or there twice.
 PAC_API int32_t pac_pool_decode(pac_pool * pool, struct pac_step * steps, int32_t n_steps);
+
+//
+// measuring (pyaircache bench)
+//
+
+// Conversations that decode side by side in one context, each in a stream of its own, to be timed. What they hold is made up:
+// nothing is said about answers. Threads: one call at a time, but for pac_bench_cancel.
+typedef struct pac_bench pac_bench;
+
+struct pac_bench_params {
+    uint32_t     size;         // sizeof(struct pac_bench_params)
+    int32_t      n_seqs;       // conversations, [1, 256]
+    int32_t      n_prompt;     // tokens of each one's prompt, at least 128; all but some 64 of them visual, in images of up to 4096
+    int32_t      n_decode;     // tokens that can be decoded behind it, at least 1
+    int32_t      n_batch;      // tokens a call of a computed prefill; 0: 512
+    int32_t      n_threads;    // 0: physical cores; at most 512
+    const char * cache_type_k; // as in pac_engine_params
+    const char * cache_type_v;
+    int32_t      flash_attn;   // -1 auto, 0 off, 1 on
+};
+PAC_API struct pac_bench_params pac_bench_default_params(void);
+
+// PAC_ERR_MEMORY when the context does not fit, PAC_ERR_UNSUPPORTED when its cache cannot be compressed.
+PAC_API int32_t pac_bench_new(pac_model * model, const struct pac_bench_params * params, pac_bench ** out);
+PAC_API void    pac_bench_free(pac_bench * bench);
+
+struct pac_bench_info {
+    int32_t n_layers;
+    int32_t n_ctx;            // cells of all streams
+    int32_t n_visual;         // of each prompt
+    int32_t n_text;
+    int32_t n_batch;
+    int32_t n_threads;
+    int32_t n_devices;        // that the weights lie on; 0: the CPU
+    int64_t model_bytes;      // of the weights
+    int64_t step_bytes;       // of those that one step reads: an embedding matrix that is not the output's, too, is left out
+    int64_t kv_bytes_per_token; // all layers, K and V
+};
+PAC_API int32_t pac_bench_info(const pac_bench * bench, struct pac_bench_info * out);
+
+// Gives an empty conversation its prompt. computed: by the model, from random tokens and embeddings; else K and V themselves are
+// made up, which takes no time worth telling (ms: that of making them up). observe: the method that pac_bench_evict will score
+// with, or NULL: none will. The callback is told tokens (stage 2). PAC_ERR_STATE when the conversation is not empty.
+PAC_API int32_t pac_bench_fill(pac_bench * bench, int32_t seq, bool computed, const struct pac_method * observe, uint32_t seed,
+        pac_progress_callback progress, void * user_data, double * ms);
+
+// Scores the visual tokens and chooses by the method, as pac_compress; then evicts all but random ones, whose layers' budgets
+// differ as those of real scores do: evenly spread, the largest 1.7 times their mean keep * n_visual (or less, where that is more
+// than all). ms_score: scores, budgets and kept sets.
+PAC_API int32_t pac_bench_evict(pac_bench * bench, int32_t seq, const struct pac_method * method, uint32_t seed,
+        double * ms_score, double * ms_evict);
+
+// One token for every conversation, in one batch; each is the most likely one behind the one before. ms: until its logits are
+// there and the next tokens are chosen. PAC_ERR_CONTEXT when there is no room, PAC_ERR_STATE when a prompt is missing.
+PAC_API int32_t pac_bench_step(pac_bench * bench, double * ms);
+
+struct pac_bench_stats {
+    int64_t kv_bytes;           // that attention reads in a step: sum over conversations and layers of their cells * row bytes
+    int64_t kv_bytes_reserved;  // as in pac_stats, and so the next
+    int64_t kv_bytes_allocated;
+    int64_t compute_bytes;      // that the graphs' buffers take
+    int32_t n_graphs_reused;
+};
+PAC_API int32_t pac_bench_stats(const pac_bench * bench, struct pac_bench_stats * out);
+
+// Forgets all conversations.
+PAC_API int32_t pac_bench_clear(pac_bench * bench);
+
+// Makes the pac_bench_fill that runs return PAC_ERR_CANCELLED soon, from any thread. What it had filled is gone.
+PAC_API int32_t pac_bench_cancel(pac_bench * bench);
+
+// Bytes per second that a copy of `bytes` bytes moves (read and written: twice as many), on the device that the model's last
+// layer lies on, best of eight. n_threads as above; of one thread of a CPU its own time counts, whatever else runs there.
+PAC_API int32_t pac_bench_copy(pac_model * model, int64_t bytes, int32_t n_threads, double * bytes_per_second);
 
 // cffi-end
 

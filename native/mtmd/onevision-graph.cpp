@@ -1,4 +1,4 @@
-// LLaVA-OneVision: tower, projector, and the tiles' tokens put together to one picture.
+// LLaVA-OneVision and LLaVA-NeXT: tower, projector, and the tiles' tokens put together to one picture.
 #include "onevision.h"
 
 #include <algorithm>
@@ -7,12 +7,15 @@ namespace {
 
 struct clip_graph_onevision : clip_graph {
     clip_graph_onevision(clip_ctx * ctx, const clip_image_f32 & img)
-        : clip_graph(ctx, img), anyres(img.anyres), tile(img.nx()), n_tiles(img.ny()/img.nx()), side(tile/patch_size) {}
+        : clip_graph(ctx, img), anyres(img.anyres), tile(img.nx()), n_tiles(img.ny()/img.nx()), side(tile/patch_size),
+          n_class(model.class_embedding ? 1 : 0), n_pos(side*side + n_class) {}
 
     const clip_image_f32::anyres_info anyres;
     const int tile;    // pixels
     const int n_tiles; // below each other in the input
     const int side;    // tokens
+    const int n_class; // tokens of CLIP's tower that are no patches
+    const int n_pos;   // of a tile
 
     ggml_cgraph * build() override;
 
@@ -32,23 +35,27 @@ ggml_tensor * clip_graph_onevision::linear(ggml_tensor * cur, ggml_tensor * w, g
 }
 
 // The tanh form is x*sigmoid(x*s) with s = sqrt(8/pi)*(1 + 0.044715*x^2), which is silu(x*s)/s. On the CPU ggml_gelu
-// looks a value up in a table of F16, silu computes it.
+// looks a value up in a table of F16, silu computes it. CLIP's quick form has a constant s.
 ggml_tensor * clip_graph_onevision::gelu(ggml_tensor * cur) const {
+    if (hparams.ffn_op == FFN_GELU_QUICK) {
+        const float s = 1.702f;
+        return ggml_scale(ctx0, ggml_silu(ctx0, ggml_scale(ctx0, cur, s)), 1.0f/s);
+    }
     const float c = 1.5957691216057308f;
     ggml_tensor * s = ggml_scale_bias(ctx0, ggml_sqr(ctx0, cur), 0.044715f*c, c);
     return ggml_div(ctx0, ggml_silu(ctx0, ggml_mul(ctx0, cur, s)), s);
 }
 
-// SigLIP without its last norm, of n tiles: [n_embd, side*side*n]
+// The tower's blocks without its last norm, of n tiles: [n_embd, n_pos*n]
 ggml_tensor * clip_graph_onevision::tower(ggml_tensor * cur, int n) const {
     for (int il = 0; il < n_layer; ++il) {
         const auto & layer = model.layers[il];
 
         ggml_tensor * inp = cur;
         cur = build_norm(inp, layer.ln_1_w, layer.ln_1_b, NORM_TYPE_NORMAL, eps, il);
-        ggml_tensor * q = ggml_reshape_4d(ctx0, linear(cur, layer.q_w, layer.q_b), d_head, n_head, side*side, n);
-        ggml_tensor * k = ggml_reshape_4d(ctx0, linear(cur, layer.k_w, layer.k_b), d_head, n_head, side*side, n);
-        ggml_tensor * v = ggml_reshape_4d(ctx0, linear(cur, layer.v_w, layer.v_b), d_head, n_head, side*side, n);
+        ggml_tensor * q = ggml_reshape_4d(ctx0, linear(cur, layer.q_w, layer.q_b), d_head, n_head, n_pos, n);
+        ggml_tensor * k = ggml_reshape_4d(ctx0, linear(cur, layer.k_w, layer.k_b), d_head, n_head, n_pos, n);
+        ggml_tensor * v = ggml_reshape_4d(ctx0, linear(cur, layer.v_w, layer.v_b), d_head, n_head, n_pos, n);
         cur = build_attn(layer.o_w, layer.o_b, q, k, v, nullptr, kq_scale, il);
         inp = ggml_add(ctx0, cur, inp);
 
@@ -71,8 +78,20 @@ ggml_tensor * clip_graph_onevision::encode(ggml_tensor * pixels) {
     cur = linear(cur, ggml_reshape_2d(ctx0, w, cur->ne[0], n_embd), model.patch_bias);
 
     cur = ggml_reshape_3d(ctx0, cur, n_embd, side*side, n);
+    if (n_class > 0) {
+        ggml_tensor * first = ggml_reshape_3d(ctx0, model.class_embedding, n_embd, 1, 1);
+        cur = ggml_concat(ctx0, n == 1 ? first : ggml_repeat_4d(ctx0, first, n_embd, 1, n, 1), cur, 1);
+    }
     cur = ggml_add(ctx0, cur, model.position_embeddings);
-    cur = tower(ggml_reshape_2d(ctx0, cur, n_embd, side*side*n), n);
+    cur = ggml_reshape_2d(ctx0, cur, n_embd, n_pos*n);
+    if (model.pre_ln_w) {
+        cur = build_norm(cur, model.pre_ln_w, model.pre_ln_b, NORM_TYPE_NORMAL, eps, -1);
+    }
+    cur = tower(cur, n);
+    if (n_class > 0) {
+        cur = ggml_cont(ctx0, ggml_view_3d(ctx0, cur, n_embd, side*side, n, cur->nb[1], n_pos*cur->nb[1], n_class*cur->nb[1]));
+        cur = ggml_reshape_2d(ctx0, cur, n_embd, side*side*n);
+    }
 
     cur = build_ffn(cur, model.mm_0_w, model.mm_0_b, nullptr, nullptr, model.mm_2_w, model.mm_2_b, FFN_GELU_ERF, -1);
     return ggml_reshape_3d(ctx0, cur, n_mmproj_embd, side*side, n);

@@ -14,14 +14,17 @@
 void onevision_check(const clip_model & model) {
     const auto & hparams = model.hparams;
 
-    const auto require = [](bool ok, const char * what) {
+    const bool next = model.proj_type == PROJECTOR_TYPE_LLAVA_NEXT;
+
+    const auto require = [next](bool ok, const char * what) {
         if (!ok) {
-            throw std::runtime_error(string_format("llava_onevision: %s", what));
+            throw std::runtime_error(string_format("%s: %s", next ? "llava_next" : "llava_onevision", what));
         }
     };
 
     require(hparams.image_size >= hparams.patch_size && hparams.patch_size > 0, "the tile must have at least one patch");
-    require(hparams.ffn_op == FFN_GELU, "clip.use_gelu must be set");
+    require(next || hparams.ffn_op == FFN_GELU, "clip.use_gelu must be set");
+    require(!next || hparams.ffn_op == FFN_GELU_QUICK, "clip.use_gelu and clip.use_silu must not be set");
     require(hparams.anyres_max_tiles >= 1, "clip.vision.anyres_max_tiles must be at least 1");
     require(!hparams.image_res_candidates.empty(), "clip.vision.image_grid_pinpoints is missing");
     for (const auto & size : hparams.image_res_candidates) {
@@ -32,12 +35,13 @@ void onevision_check(const clip_model & model) {
 
     const int side = hparams.image_size/hparams.patch_size;
     require(model.patch_embeddings_0 && model.position_embeddings, "the patch or position embeddings are missing");
-    require(!model.class_embedding && !model.pre_ln_w, "class tokens and norms before the first block are not supported");
+    require(next || (!model.class_embedding && !model.pre_ln_w), "class tokens and norms before the first block are not supported");
+    require(!next || (model.class_embedding && model.pre_ln_w), "the class token or the norm before the first block is missing");
     for (const auto & layer : model.layers) {
         require(layer.q_w && layer.k_w && layer.v_w && layer.o_w && layer.ff_up_w && layer.ff_down_w && layer.ln_1_w && layer.ln_2_w,
                 "a matrix or a norm of a block is missing");
     }
-    require(model.position_embeddings->ne[1] == side*side, "there must be one position embedding for every patch of a tile");
+    require(model.position_embeddings->ne[1] == side*side + next, "there must be one position embedding for every patch of a tile, and for its class token");
     require(model.mm_2_w->ne[0] == model.mm_0_w->ne[1] && model.mm_0_w->ne[0] == hparams.n_embd, "the projector's matrices do not fit");
     require(model.image_newline->type == GGML_TYPE_F32, "v.image_newline must be F32");
     require(ggml_nelements(model.image_newline) == model.mm_2_w->ne[1], "the newline is not as wide as the projector's output");

@@ -4,6 +4,8 @@
 // into a grid of tiles. The grid's tokens are put together to one picture, rid of the padding, reduced when they are
 // many, and get a newline embedding behind every row. Of several pictures each is one square tile and one newline; the
 // frames of a video are one tile each, of a quarter of the tokens, with one newline behind the last.
+//
+// LLaVA-NeXT is the same with CLIP's tower instead of SigLIP's; each of several pictures has tiles, and no tokens are reduced.
 #pragma once
 
 #include "clip-graph.h"
@@ -49,9 +51,10 @@ struct onevision_prompt {
     // Before the parts are read. Of a video's frames the first stays.
     template <class Parts>
     void read(const clip_ctx * vision, projector_type type, Parts & parts) {
-        if (type != PROJECTOR_TYPE_LLAVA_ONEVISION) {
+        if (type != PROJECTOR_TYPE_LLAVA_ONEVISION && type != PROJECTOR_TYPE_LLAVA_NEXT) {
             return;
         }
+        always_tiled = type == PROJECTOR_TYPE_LLAVA_NEXT;
         ctx = vision;
         onevision_separate_text(parts);
         for (size_t i = 0; i < parts.size(); ++i) {
@@ -82,7 +85,7 @@ struct onevision_prompt {
     mtmd_image_preproc_out preprocess(const clip_image_u8 & img, const Bitmap & bitmap) {
         const auto & hparams = *clip_get_hparams(ctx);
         if (!bitmap.mergeable) {
-            return onevision_preprocess(hparams, img, n_pictures > 1 ? ONEVISION_SEVERAL : ONEVISION_SINGLE);
+            return onevision_preprocess(hparams, img, n_pictures > 1 && !always_tiled ? ONEVISION_SEVERAL : ONEVISION_SINGLE);
         }
         auto frame = onevision_preprocess(hparams, img, ONEVISION_FRAME);
         video.entries.push_back(std::move(frame.entries[0]));
@@ -96,6 +99,7 @@ struct onevision_prompt {
 private:
     std::map<const mtmd_bitmap *, std::vector<const mtmd_bitmap *>> videos; // by the first frame; a picture is one frame
     mtmd_image_preproc_out video; // its frames so far
+    bool   always_tiled = false;
     size_t n_frames   = 0;
     size_t n_pictures = 0; // that are no frames
 };

@@ -14,6 +14,7 @@ static constexpr int64_t MAX_EMBD   = 1 << 16;
 static constexpr int64_t MAX_PATCH  = 56; // a window of Qwen2.5-VL, 112 pixels, must hold one merged patch
 static constexpr int64_t MAX_IMAGE  = 8192;
 static constexpr int64_t MAX_TILES  = 64; // InternVL; its models use 12, at most 40
+static constexpr int64_t MAX_EDGE_TILES = 16; // Idefics 3: beside each other; its models use 4 or 5
 static constexpr int64_t MAX_POINTS = 2048;
 
 namespace {
@@ -180,6 +181,21 @@ struct checker : aircache_projector_file {
         linear("mm.model.mlp.3", linear("mm.model.mlp.1", E*merge*merge, true), true);
     }
 
+    void idefics3() {
+        const int64_t merge = number(KEY_PROJ_SCALE_FACTOR, 2, 16);
+        number(KEY_PREPROC_IMAGE_SIZE, 1, MAX_EDGE_TILES*image, 0);
+        const int64_t n = side();
+        if (n % merge != 0) {
+            fail(string_format("%" PRId64 " patches in a row are no multiple of %s, %" PRId64, n, KEY_PROJ_SCALE_FACTOR, merge));
+        }
+
+        embedding(false);
+        absent(TN_CLASS_EMBD);
+        tensor(VECTOR, "v.position_embd.weight", { E, n*n });
+        layers(false, true, false, true, false);
+        linear("mm.model.fc", E*merge*merge, false);
+    }
+
     void llava() {
         const int64_t n   = side();
         size_t n_points;
@@ -227,6 +243,7 @@ struct checker : aircache_projector_file {
     void onevision() {
         side();
         embedding(false);
+        tensor(VECTOR, TN_CLASS_EMBD, { E }, false);
         if (const auto * pos = typed(VECTOR, "v.position_embd.weight", false)) {
             tensor(VECTOR, "v.position_embd.weight", { E, pos->ne[1] });
         }
@@ -267,7 +284,9 @@ struct checker : aircache_projector_file {
             case PROJECTOR_TYPE_QWEN25VL:
             case PROJECTOR_TYPE_QWEN3VL:         sizes(); qwen(type);  break;
             case PROJECTOR_TYPE_INTERNVL:        sizes(); internvl();  break;
+            case PROJECTOR_TYPE_IDEFICS3:        sizes(); idefics3();  break;
             case PROJECTOR_TYPE_MLP:             sizes(); llava();     break;
+            case PROJECTOR_TYPE_LLAVA_NEXT:
             case PROJECTOR_TYPE_LLAVA_ONEVISION: sizes(); onevision(); break;
             default:
                 number("clip.vision.embedding_length", 1, MAX_EMBD);

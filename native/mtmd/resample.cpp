@@ -71,6 +71,13 @@ taps make_taps(int from, int to, resize_algo algo) {
     if (algo == RESIZE_ALGO_BILINEAR) {
         return taps(from, to, 1, [](double x) { return std::max(1.0 - x, 0.0); });
     }
+    if (algo == RESIZE_ALGO_LANCZOS) {
+        const auto sinc = [](double x) {
+            x *= 3.14159265358979323846;
+            return x == 0 ? 1.0 : std::sin(x)/x;
+        };
+        return taps(from, to, 3, [sinc](double x) { return x < 3 ? sinc(x)*sinc(x/3) : 0.0; });
+    }
     constexpr double a = -0.5; // Pillow's bicubic; others take -0.75
     return taps(from, to, 2, [](double x) {
         return x < 1 ? ((a + 2)*x - (a + 3))*x*x + 1 :
@@ -203,7 +210,7 @@ std::vector<uint8_t> resample(const clip_image_u8 & src, const canvas & around, 
 }
 
 bool can_resize(const clip_image_size & from, const clip_image_size & to, resize_algo algo) {
-    return (algo == RESIZE_ALGO_BILINEAR || algo == RESIZE_ALGO_BICUBIC) && from.width > 0 && from.height > 0 &&
+    return (algo == RESIZE_ALGO_BILINEAR || algo == RESIZE_ALGO_BICUBIC || algo == RESIZE_ALGO_LANCZOS) && from.width > 0 && from.height > 0 &&
         to.width > 0 && to.height > 0 && to.width <= MAX_SIDE && to.height <= MAX_SIDE;
 }
 

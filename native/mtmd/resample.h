@@ -13,7 +13,7 @@ void aircache_set_resizing(projector_type type, clip_hparams & hparams);
 // and max_pixels (0: no bound). With longest_edge > 0 the longer side is brought to it first, rounded up.
 clip_image_size aircache_aligned_size(const clip_image_size & picture, int align, int min_pixels, int max_pixels, int longest_edge);
 
-// Bilinear or bicubic, stretched to `size`; bit for bit Pillow's, width first. The rows between the passes are held only as
+// Bilinear, bicubic or Lanczos, stretched to `size`; bit for bit Pillow's, width first. The rows between the passes are held only as
 // long as they are needed, so that the memory is that of the output. false: not for this algorithm or size.
 bool aircache_resize(const clip_image_u8 & src, clip_image_u8 & dst, const clip_image_size & size, resize_algo algo);
 

@@ -18,6 +18,7 @@ _BY_PROJECTOR = {
     "gemma3": "Gemma 3",
     "idefics3": "Idefics 3, SmolVLM",
     "internvl": "InternVL",
+    "llava_next": "LLaVA-NeXT",
     "llava_onevision": "LLaVA-OneVision",
     "mlp": "LLaVA",
     "pixtral": "Pixtral",

@@ -70,8 +70,8 @@ class Interrupts:
     The first one cancels, and says so when that takes its time; the second one ends the process. A context manager.
     """
 
-    def __init__(self, cancel: Callable[[], object]) -> None:
-        self._cancel = cancel
+    def __init__(self, cancel: Callable[[], object], slow: str = SLOW) -> None:
+        self._cancel, self._slow = cancel, slow
         self._over = threading.Event()
         self._previous = -1
 
@@ -106,4 +106,4 @@ class Interrupts:
 
     def _explain(self) -> None:
         if not self._over.wait(_SOON_S):
-            say(SLOW)
+            say(self._slow)

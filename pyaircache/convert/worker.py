@@ -10,6 +10,7 @@ A family the converter lacks is a module of this package, with classes that regi
     @ModelBase.register("NameInConfigJson")
     class NameModel(MmprojModel): ...
 
+A class of a language model with ``of_whole = True`` is taken for that name, whatever the configuration inside says.
 These modules are imported after the converter's own one for the architecture, so they go before it. They are imported
 here only, where ``conversion`` and ``gguf`` are the pinned ones.
 """
@@ -133,6 +134,9 @@ def _model_class(hparams: dict[str, Any], kind: Any, source: Path) -> Any:
     for module in pkgutil.iter_modules(families.__path__):
         importlib.import_module(f"{families.__name__}.{module.name}")
     registered = ModelBase._model_classes[kind]
+    whole = registered.get((hparams.get("architectures") or [None])[0])
+    if getattr(whole, "of_whole", False):  # goes before what the text model inside is called
+        return whole
     for name in names:
         if name in registered:
             if name != architecture:

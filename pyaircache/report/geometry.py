@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from ..errors import ArgumentError, UnsupportedError
 from ..spans import Size, Span
-from .pictures import ONEVISION
+from .pictures import LLAVA_NEXT, ONEVISION
 
-INTERNVL, LLAVA = "internvl", "mlp"
+IDEFICS3, INTERNVL, LLAVA = "idefics3", "internvl", "mlp"
 _MAX_TILES = 1024  # of one picture: native/mtmd/onevision-image.cpp
 _REDUCED_FROM = 1.1  # OneVision reduces grids whose sides are more than this too long
 
@@ -40,7 +40,7 @@ def tiles(projector: str, side: int, size: Size, spans: Sequence[Span], alone: b
 
     Args:
         projector: The projector's kind, as its GGUF names it.
-        side: Tokens along a side of a tile, for ``llava_onevision``.
+        side: Tokens along a side of a tile, for ``llava_onevision`` and ``llava_next``.
         size: Of the picture as it was asked about.
         spans: The picture's.
         alone: Whether the question had no other picture.
@@ -55,12 +55,13 @@ def tiles(projector: str, side: int, size: Size, spans: Sequence[Span], alone: b
         return [_stretched(0, spans[0].nx, spans[0].ny, size)]
     tile = math.isqrt(n_tokens)
     square = tile * tile == n_tokens and all(span.n_tokens == n_tokens for span in spans)
-    if projector == ONEVISION and side > 0 and len(spans) == 1:
-        return _onevision(side, size, n_tokens) if alone else [_padded(side, size)]
-    if projector == INTERNVL and square:
-        return _internvl(tile, size, len(spans))
+    if projector in (ONEVISION, LLAVA_NEXT) and side > 0 and len(spans) == 1:
+        return _onevision(side, size, n_tokens) if alone or projector == LLAVA_NEXT else [_padded(side, size)]
+    if projector in (IDEFICS3, INTERNVL) and square:
+        choose = _internvl_grid if projector == INTERNVL else _idefics3_grid
+        return _tiles_and_overview(tile, size, choose(size, len(spans) - 1) if len(spans) > 1 else None)
     if projector == LLAVA and square:
-        return [_padded(tile, size)] if len(spans) == 1 else _llava_next(tile, size, len(spans))
+        return [_padded(tile, size)] if len(spans) == 1 else _llava_tiles(tile, size, len(spans))
     total = sum(span.n_tokens for span in spans)
     raise UnsupportedError(
         f"the {total} visual tokens of a picture of {width} x {height} pixels do not form a grid that is known for the "
@@ -98,18 +99,30 @@ def _grids(count: int) -> Iterator[Size]:
     return ((nx, count // nx) for nx in range(1, count + 1) if count % nx == 0)
 
 
-def _internvl(tile: int, size: Size, n_spans: int) -> list[Tile]:
+def _tiles_and_overview(tile: int, size: Size, grid: Size | None) -> list[Tile]:
     """Tiles over the stretched picture, then the overview, of which a picture of one tile has nothing else."""
-    overview = _stretched((n_spans - 1) * tile * tile, tile, tile, size)
-    if n_spans == 1:
-        return [overview]
-    ratio = size[0] / size[1]
-    grid = min(_grids(n_spans - 1), key=lambda g: abs(ratio - g[0] / g[1]))
-    return [*_cut(tile, grid, 0.0, 0.0, *size), overview]
+    if grid is None:
+        return [_stretched(0, tile, tile, size)]
+    return [*_cut(tile, grid, 0.0, 0.0, *size), _stretched(grid[0] * grid[1] * tile * tile, tile, tile, size)]
 
 
-def _llava_next(tile: int, size: Size, n_spans: int) -> list[Tile]:
-    """Tiles over the picture in the middle of a padded canvas, then the overview, which is stretched."""
+def _internvl_grid(size: Size, count: int) -> Size:
+    """Of so many tiles the grid that is closest to the picture's shape."""
+    return min(_grids(count), key=lambda grid: abs(size[0] / size[1] - grid[0] / grid[1]))
+
+
+def _idefics3_grid(size: Size, count: int) -> Size:
+    """Along the shorter side there are as many tiles as its share of the longer one needs, rounded up."""
+
+    def off(grid: Size) -> float:
+        longer, shorter = grid if size[0] >= size[1] else grid[::-1]
+        return abs(shorter - 0.5 - longer * min(size) / max(size))
+
+    return min(_grids(count), key=off)
+
+
+def _llava_tiles(tile: int, size: Size, n_spans: int) -> list[Tile]:
+    """LLaVA-NeXT in llama.cpp's own files: tiles over the picture in the middle of a canvas, the stretched overview."""
     width, height = size
 
     def scale(grid: Size) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ..engine.protocol import EngineLike
 
-ONEVISION = "llava_onevision"
+LLAVA_NEXT, ONEVISION = "llava_next", "llava_onevision"
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ class PictureInfo:
 def tile_side(engine: EngineLike, projector: str) -> int:
     """Tokens along a side of a tile, where a picture's spans alone do not say it; else 0.
 
-    LLaVA-OneVision makes one span of a picture's tiles. Of two pictures in one prompt, each is one tile and a newline.
+    LLaVA-OneVision and LLaVA-NeXT make one span of a picture's tiles. Of two pictures in one prompt, each is one tile
+    and a newline with the first. With the second nothing of a very wide picture's tiles is left, only the overview.
     """
-    if projector != ONEVISION:
+    if projector not in (ONEVISION, LLAVA_NEXT):
         return 0
+    if projector == LLAVA_NEXT:
+        return math.isqrt(engine.layout(engine.marker(), [(1000, 1)]).spans[0].n_tokens)
     spans = engine.layout(engine.marker() * 2, [(1, 1)] * 2).spans
     return math.isqrt(spans[0].n_tokens - 1)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import bench_common
-import decode
 import overhead
 import pytest
-from random_gguf import PRESETS
 
 
 @pytest.mark.parametrize("n_visual", [16, 17, 256, 1000, 3989, 4000, 4096, 4097, 8000, 8192, 8281, 12288])
@@ -21,17 +19,6 @@ def test_grids_give_nearly_the_wanted_count(n_visual: int) -> None:
 def test_pictures_have_the_size_of_their_grid() -> None:
     (picture,) = bench_common.pictures(20)
     assert picture.shape == (5 * 28, 4 * 28, 3)
-
-
-def test_row_bytes_of_a_cell() -> None:
-    shape = PRESETS["qwen2-0.5b"]  # 2 KV heads of 64: 128 values in K, 128 in V
-    assert decode.row_bytes(shape, "f16") == 512
-    assert decode.row_bytes(shape, "q8_0") == 2 * 4 * 34
-    assert decode.row_bytes(shape, "q4_0") == 2 * 4 * 18
-
-
-def test_kv_bytes_sum_over_layers() -> None:
-    assert decode.kv_bytes([3, 5], n_text=10, row=512) == (13 + 15) * 512
 
 
 def test_overhead_counts_all_three_parts() -> None:

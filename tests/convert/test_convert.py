@@ -19,6 +19,7 @@ import gguf
 import pinned
 import pytest
 import tiny
+import tiny_idefics3
 from click.testing import CliRunner
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -126,6 +127,17 @@ def test_quantised_is_llama_quantizes(
     command = [program("llama-quantize"), stock[0], expected, "Q4_K_M", "1"]
     subprocess.run(command, check=True, capture_output=True)
     assert_same(files.model, expected)
+
+
+def test_a_text_model_for_the_whole(tmp_path: Path) -> None:
+    """SmolVLM's own class writes its text model, though the configuration inside names a plain one: its template is
+    then one that llama.cpp can fill in."""
+    made = tiny_idefics3.make("smolvlm", tmp_path / "smolvlm")
+    files = convert(tmp_path / "smolvlm", tmp_path / "out", outtype="f32", mmproj_outtype="f32")
+    assert_same(files.model, made.text)
+    assert_same(files.mmproj, made.mmproj)
+    keys = content(files.model)[0]
+    assert "<__media" in keys["tokenizer.chat_template"][1] and keys["general.architecture"][1] == "llama"
 
 
 def test_a_text_model_inside_an_unknown_one(tmp_path: Path) -> None:

@@ -44,10 +44,8 @@ def test_table_of_quality() -> None:
 
 
 def test_results_of_the_benchmark_are_gathered() -> None:
-    side = [{"visual": 1000, "text": 24, "tokens/CPU s": 10.0, "kv bytes": 5_000_000}]
-    settings = {"preset": "tiny", "kind": "q4_0", "cache_type": "f16", "keep": 0.1, "threads": 1, "rounds": 1}
-    data = plots.gathered(
-        [{"full": side, "kept": side, "engine": "1", "machine": {"cpu": "a processor"}, "settings": settings}]
-    )
+    line = {"model": "tiny", "pp": 1024, "pl": 1, "type_k": "f16", "n_threads": 1, "kv_bytes_read": 5_000_000}
+    line |= {"engine": "1", "cpu": "a processor", "cpu_step_ms": 100.0}
+    data = plots.gathered([line | {"keep": 1.0}, line | {"keep": 0.1}])
     assert data["points"][0]["context"] == 1024
     assert "| 1024 | 10.0 | 10.0 | 1.00 times | 5.0 MB | 5.0 MB |" in plots.table(data)

@@ -24,6 +24,8 @@ PROJECTORS = (
     "qwen2.5vl_merger",
     "qwen3vl_merger",
     "internvl",
+    "idefics3",
+    "llava_next",
     "llava_onevision",
     "gemma3",
     "?",

@@ -16,7 +16,9 @@ from vlm import make_vlm
 
 from pyaircache.model_files import bundled_dir
 
-FAMILIES = ("qwen2vl", "qwen2.5vl", "qwen3vl", "internvl-chat qwen2", "llava llama", "onevision")
+FAMILIES = (
+    *("qwen2vl", "qwen2.5vl", "qwen3vl", "internvl-chat qwen2", "llava llama", "llava-next", "smolvlm", "onevision"),
+)
 SIZES = [(90, 70)]
 EVERY = 6  # of the changed tensors, so that the test takes seconds; all of them were tried once
 ROOM = 150 << 20  # bytes above what the unchanged file takes, which are 100 MB with Python
@@ -111,6 +113,8 @@ def test_cut_files(made: Callable[[str], Files], loader: Loader, tmp_path: Path)
             50,
             r"preproc_max_tiles is \d+: it must be in \[50, 64\]",
         ),
+        ("smolvlm", "clip.vision.preproc_image_size", 1_000_000, r"preproc_image_size is 1000000: .* 1792\]"),
+        ("smolvlm", "clip.vision.projector.scale_factor", 3, r"8 patches in a row are no multiple of .*, 3"),
         ("llava llama", "clip.vision.image_size", 4096, r"v.position_embd.weight has \d+ rows"),
     ],
 )

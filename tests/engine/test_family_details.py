@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import numpy as np
 import pinned
 import pytest
 import sentencepiece
+import tiny_idefics3
 import tiny_internvl_hf
 import torch
 from families import engine_method
 from harness import TOKENS, decode
 from PIL import Image
+from tiny_vlm import random_picture
 from vlm import VlmFamily, make_vlm
 
 from pyaircache.engine.engine import Engine
+from pyaircache.engine.structs import Message
 
 Opened = Callable[..., Engine]
 
@@ -129,6 +133,37 @@ def test_internlm2_tokens(tmp_path: Path, opened: Opened) -> None:
     np.testing.assert_allclose(engine.logits(), logits, atol=1e-3, rtol=0)
 
 
+def test_smolvlm_of_one_tile(tmp_path: Path, opened: Opened) -> None:
+    """Where no picture is larger than a tile, it comes once, without the line ends that stand behind tiles."""
+    one = tiny_idefics3.Idefics3(replace(tiny_idefics3.NAMES["smolvlm"], tiles=1), tmp_path, 0)
+    engine, picture = opened(one.text, one.mmproj), random_picture(np.random.default_rng(0), 300, 77)
+    info = engine.prompt(f"a{engine.marker()}b", [np.asarray(picture)])
+    ids = one.ids(f"a{one.image}b", [picture.size])
+    assert (info.n_tokens, info.n_visual, len(info.spans)) == (ids.numel(), one.tile_tokens, 1)
+    want = one.logits(ids, [picture])[-1]
+    np.testing.assert_allclose(engine.logits(), want, atol=1e-3 * want.abs().max().item(), rtol=0)
+
+
+def test_smolvlm_chat_template(tmp_path: Path, opened: Opened) -> None:
+    """A message that begins with a picture has no space before it, wherever llama.cpp has its marker."""
+    made = make_vlm("smolvlm", tmp_path)
+    engine = opened(made.text, made.mmproj)
+    image, text = {"type": "image"}, lambda words: {"type": "text", "text": words}
+    turns = [
+        ("user", [image, text("What is this?")]),
+        ("assistant", [text("A page.")]),
+        ("user", [text("And this? "), image]),
+    ]
+    want = made.tokenizer.apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns], tokenize=False, add_generation_prompt=True
+    )
+    assert "User:<image>What" in want and "Assistant: A page." in want
+    messages = [
+        Message(role, "".join(part.get("text") or engine.marker() for part in content)) for role, content in turns
+    ]
+    assert engine.apply_template(messages).replace(engine.marker(), "<image>") == want
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
@@ -137,6 +172,10 @@ def test_internlm2_tokens(tmp_path: Path, opened: Opened) -> None:
         ("llava llama", "vision_config.hidden_act", "gelu"),
         ("internvl-hf qwen2", "vision_feature_layer", -2),
         ("internvl-hf qwen2", "vision_config.use_qk_norm", True),
+        ("llava-next", "vision_feature_select_strategy", "full"),
+        ("smolvlm", "vision_config.hidden_act", "quick_gelu"),
+        ("smolvlm", "scale_factor", 3),
+        ("smolvlm", "text_config.model_type", "mistral"),
     ],
 )
 def test_refused(tmp_path: Path, name: str, key: str, value: object) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import bundled_files, decode, engine_method, follow_up, greedy, lists, pages
+from harness import RPC, bundled_files, decode, engine_method, follow_up, greedy, lists, pages
 
 from pyaircache.engine import selection
 from pyaircache.engine.engine import STAGE_ENCODE, STAGE_PREFILL, Engine
@@ -158,7 +158,10 @@ def test_stats(opened: Opened, mode: tuple[str, bool], keep: float) -> None:
     assert last.kv_bytes == after.kv_bytes + 5 * info.kv_bytes_per_token
     for stats in (before, after, last):
         assert stats.n_past + stats.n_free == stats.n_ctx == info.n_ctx
-        assert stats.kv_bytes_allocated == info.n_ctx * info.kv_bytes_per_token
+        assert stats.kv_bytes_reserved == info.n_ctx * info.kv_bytes_per_token
+        assert stats.kv_bytes <= stats.kv_bytes_allocated <= stats.kv_bytes_reserved
+    if RPC and keep < 1:  # a device: buffers are made anew, in steps of 256 cells
+        assert after.kv_bytes_allocated == -(-after.n_past // 256) * 256 * info.kv_bytes_per_token
 
 
 def test_masking_frees_nothing(engine: Engine) -> None:

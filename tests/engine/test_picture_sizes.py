@@ -17,7 +17,7 @@ from vlm import make_vlm
 Files = tuple[Path, Path]
 
 ARGUMENT, CONTEXT = -1, -5
-FAMILIES = ("llava llama", "onevision", "qwen2vl", "internvl-chat qwen2")
+FAMILIES = ("llava llama", "onevision", "qwen2vl", "internvl-chat qwen2", "smolvlm")
 MOST = {"qwen2vl": 200}  # how many times as long as the other a side may be; of the others 1000
 
 # A picture in C is there three times: the caller's, mtmd's and the preprocessor's. The rest: what the tower takes for

@@ -9,8 +9,10 @@ from pathlib import Path
 import aircache_ref as ref
 import harness
 import numpy as np
+import tiny_idefics3
 import tiny_internvl_hf
 import tiny_llava
+import tiny_llava_next
 import tiny_qwen
 import torch
 from families import DTYPES, Case, Family, tokens_per_picture
@@ -21,12 +23,13 @@ from torch import Tensor
 from pyaircache.engine.engine import Engine
 from pyaircache.engine.structs import PromptInfo
 
-NAMES = (*tiny_qwen.NAMES, *tiny_internvl_hf.NAMES, *tiny_llava.NAMES)
+MODULES = (tiny_qwen, tiny_internvl_hf, tiny_llava, tiny_llava_next, tiny_idefics3)
+NAMES = tuple(name for module in MODULES for name in module.NAMES)
 
 
 def make_vlm(name: str, folder: Path, seed: int = 0) -> TinyVlm:
     """One of NAMES."""
-    module = next(m for m in (tiny_qwen, tiny_internvl_hf, tiny_llava) if name in m.NAMES)
+    module = next(m for m in MODULES if name in m.NAMES)
     return module.make(name, folder, seed)
 
 
@@ -68,7 +71,7 @@ class VlmFamily(Family):
         def forward(ids: Tensor, visible: np.ndarray | None, later: Sequence[ref.Later]) -> ref.Capture:
             return self.vlm.forward(ids, pictures, spans, embeddings, visible, DTYPES[cache], later=later)
 
-        ids = self.vlm.ids(text.replace(engine.marker(), self.vlm.image), counts)
+        ids = self.vlm.ids(text.replace(engine.marker(), self.vlm.image), sizes)
         return Case(text, arrays, ids, forward(ids, None, ()), forward)
 
 

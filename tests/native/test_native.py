@@ -19,6 +19,7 @@ ANY_TYPE = {
     "cells_are_freed",
     "compress_at_once",
     "compressed_images_are_not_observed",
+    "copies_take_what_they_hold",
     "damaged_archives",
     "damaged_files",
     "evicted_cells_are_not_seen",
@@ -40,12 +41,15 @@ ANY_TYPE = {
     "ranges_of_all_sequences",
     "refusals",
     "refused_archives",
+    "resizing_fails_whole",
     "sequences_are_kept_whole",
     "sinks_and_biases",
     "sizes_of_structs",
+    "tails_are_given_back",
     "synthetic_cells",
     "synthetic_refusals",
     "tiles",
+    "windows_beyond_ram",
 }
 # They try hundreds of inputs, mode or not.
 LONG = {"every_fault_once", "random_states"}

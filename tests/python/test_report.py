@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -226,6 +227,9 @@ def tiled(projector: str, counts: list[int], token: int, side: int = 0) -> Repor
         ("internvl", [4, 4, 4], 5, (80, 40), (60, 0, 80, 20)),  # the second of two tiles beside each other
         ("internvl", [4, 4, 4], 6, (40, 80), (0, 60, 20, 80)),  # and below each other
         ("internvl", [4, 4, 4], 9, (80, 40), (40, 0, 80, 20)),  # the overview comes last
+        ("idefics3", [4], 3, (40, 20), (20, 10, 40, 20)),
+        ("idefics3", [4] * 9, 5, (80, 40), (30, 0, 40, 10)),  # 4 x 2 tiles, and the whole picture last
+        ("idefics3", [4] * 9, 32, (80, 40), (0, 0, 40, 20)),
         ("mlp", [16], 4, (40, 20), (0, 0, 10, 10)),  # 4 x 4 cells over a square; the first and last row are padding
         ("mlp", [16], 6, (20, 40), (10, 10, 20, 20)),
         ("mlp", [4, 4, 4], 5, (40, 10), (30, 0, 40, 5)),  # LLaVA-NeXT: a canvas of 40 x 20 around the picture
@@ -260,6 +264,19 @@ def test_heatmap_knows_its_picture():
         one.heatmap([asked, asked])
     assert one.heatmap(np.zeros((40, 60, 3), np.uint8), check=False).size == (60, 40)
     assert json.loads(json.dumps(one.to_dict()))["pictures"][0]["width"] == 30
+
+
+def test_the_grid_of_idefics_is_found_again():
+    """From the count of tiles alone, of one to five along the longer side."""
+    for width, height in np.random.default_rng(0).integers(8, 3000, (60, 2)):
+        size = (int(width), int(height))
+        for longer in range(1, 6):
+            shorter = math.ceil(longer * min(size) / max(size))
+            grid = (longer, shorter) if width >= height else (shorter, longer)
+            count = grid[0] * grid[1]
+            tiles = geometry.tiles("idefics3", 0, size, [Span(0, 0, 4, 0, 0)] * (count + (count > 1)), True)
+            assert len({tile.left for tile in tiles[:count]}) == grid[0]
+            assert (tiles[-1].left, tiles[-1].top, tiles[-1].right, tiles[-1].bottom) == (0, 0, *size)
 
 
 GRIDS = [(x, y) for y in range(1, 7) for x in range(1, 7)]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VENDOR = ROOT / "vendor" / "llama.cpp"
 
 # Modules that register classes for what the pinned converter does not know
-OURS = ("pyaircache.convert.families.internvl", "pyaircache.convert.families.llava")
+OURS = tuple(f"pyaircache.convert.families.{name}" for name in ("idefics3", "internvl", "llava", "llava_next"))
 
 
 def convert(hf_dir: Path) -> tuple[Path, Path]:
@@ -61,8 +61,10 @@ def _convert(base: Any, hf_dir: Path) -> None:
     hparams = base.ModelBase.load_hparams(hf_dir, False)
     with base.torch.inference_mode():
         for kind, name in ((base.ModelType.TEXT, "text.gguf"), (base.ModelType.MMPROJ, "mmproj.gguf")):
-            architecture = base.get_model_architecture(hparams, kind)
-            model = base.ModelBase._model_classes[kind][architecture]
+            registered = base.ModelBase._model_classes[kind]
+            model = registered.get(hparams["architectures"][0])
+            if not getattr(model, "of_whole", False):  # as pyaircache.convert.worker chooses
+                model = registered[base.get_model_architecture(hparams, kind)]
             model(hf_dir, base.gguf.LlamaFileType.ALL_F32, hf_dir / name).write()
 
 

@@ -61,6 +61,7 @@ class TinyVlm(ABC):
 
     around = ("", "")  # what the family puts around an image
     names = ("pixel_values",)  # of what the processor says about pictures
+    rounds = True  # whether ggml's graph rounds as `vlm.ggml_rounding` does
 
     def __init__(self, model: PreTrainedModel, folder: Path, processor: Any, seed: int = 0) -> None:
         model.set_attn_implementation("eager")
@@ -95,9 +96,9 @@ class TinyVlm(ABC):
         """What stands for an image in a prompt."""
         return "<|image_pad|>".join(self.around)
 
-    def ids(self, text: str, counts: Sequence[int]) -> Tensor:
-        """Tokens [S] of a text with `image` for every picture, each filled with its count of visual tokens."""
-        remaining = iter(counts)
+    def ids(self, text: str, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Tokens [S] of a text with `image` for every picture, filled with what pictures of these sizes become."""
+        remaining = iter([self.count(*size) for size in sizes])
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return torch.tensor([t for i in ids for t in ([i] * next(remaining) if i == IMAGE_TOKEN else [i])])
 

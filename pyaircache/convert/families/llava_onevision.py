@@ -63,46 +63,58 @@ class LlavaOnevisionTextModel(Qwen2Model):
 class LlavaOnevisionVisionModel(MmprojModel):
     """SigLIP up to the block whose output is taken, the projector and the newline."""
 
+    projector = PROJECTOR
+    use_gelu = True
+    default_layer, default_eps = -1, 1e-6
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config, tower, pixels = self.global_config, self.hparams, self.preprocessor_config
-        _require("vision_config.model_type", tower.get("model_type"), "siglip_vision_model")
-        _require("vision_config.hidden_act", tower.get("hidden_act"), "gelu_pytorch_tanh")
-        _require("projector_hidden_act", config.get("projector_hidden_act"), "gelu")
-        _require("vision_feature_select_strategy", config.get("vision_feature_select_strategy"), "full")
-        _require("resample", pixels.get("resample", 3), 3)
+        self.check_model(config, tower, pixels)
+        require("projector_hidden_act", config.get("projector_hidden_act", "gelu"), "gelu")
+        require("resample", pixels.get("resample", 3), 3)
         for key in ("do_resize", "do_rescale", "do_normalize"):
-            _require(key, pixels.get(key, True), True)
+            require(key, pixels.get(key, True), True)
         if not {"image_mean", "image_std"} <= pixels.keys():
             raise ValueError("preprocessor_config.json, with image_mean and image_std, is missing")
 
         side = tower["image_size"]
-        _require("size", pixels.get("size", {"height": side, "width": side}), {"height": side, "width": side})
         self.pinpoints = grids = config.get("image_grid_pinpoints") or pixels.get("image_grid_pinpoints")
         if not grids:
             raise ValueError("config.json has no image_grid_pinpoints")
-        _require("the preprocessor's image_grid_pinpoints", pixels.get("image_grid_pinpoints", grids), grids)
+        require("the preprocessor's image_grid_pinpoints", pixels.get("image_grid_pinpoints", grids), grids)
         if any(len(pair) != 2 or pair[0] % side or pair[1] % side for pair in self.pinpoints):
             raise ValueError(f"image_grid_pinpoints must be pairs of multiples of the tile's {side} pixels")
+        self.max_tiles = self.most_tiles(config)
 
-        ratio = re.fullmatch(r"anyres_max_(\d+)", str(config.get("vision_aspect_ratio", "anyres_max_9")))
-        if ratio is None:
-            raise ValueError(f"vision_aspect_ratio must be anyres_max_N, got {config['vision_aspect_ratio']!r}")
-        self.max_tiles = int(ratio[1])
-
-        layer = config.get("vision_feature_layer", -1)
+        layer = config.get("vision_feature_layer", self.default_layer)
         blocks = tower["num_hidden_layers"]
         if not isinstance(layer, int) or not -blocks <= layer <= blocks or layer == 0:
             raise ValueError(f"vision_feature_layer must be one of the tower's {blocks} blocks, got {layer!r}")
         self.block_count = tower["num_hidden_layers"] = layer if layer > 0 else blocks + 1 + layer
 
+    def check_model(self, config: dict[str, Any], tower: dict[str, Any], pixels: dict[str, Any]) -> None:
+        """Refuses what the graph would compute otherwise."""
+        require("vision_config.model_type", tower.get("model_type"), "siglip_vision_model")
+        require("vision_config.hidden_act", tower.get("hidden_act"), "gelu_pytorch_tanh")
+        require("vision_feature_select_strategy", config.get("vision_feature_select_strategy"), "full")
+        size = {"height": tower["image_size"], "width": tower["image_size"]}
+        require("size", pixels.get("size", size), size)
+
+    def most_tiles(self, config: dict[str, Any]) -> int:
+        """Above how many tiles tokens are reduced."""
+        ratio = re.fullmatch(r"anyres_max_(\d+)", str(config.get("vision_aspect_ratio", "anyres_max_9")))
+        if ratio is None:
+            raise ValueError(f"vision_aspect_ratio must be anyres_max_N, got {config['vision_aspect_ratio']!r}")
+        return int(ratio[1])
+
     def set_gguf_parameters(self) -> None:
         """What the graph and the preprocessing need to know."""
         super().set_gguf_parameters()
         writer = self.gguf_writer
-        writer.add_clip_projector_type(PROJECTOR)
-        writer.add_vision_attention_layernorm_eps(self.hparams.get("layer_norm_eps", 1e-6))
-        writer.add_vision_use_gelu(True)
+        writer.add_clip_projector_type(self.projector)
+        writer.add_vision_attention_layernorm_eps(self.hparams.get("layer_norm_eps", self.default_eps))
+        writer.add_vision_use_gelu(self.use_gelu)
         writer.add_vision_image_grid_pinpoints([n for height, width in self.pinpoints for n in (width, height)])
         writer.add_uint32(MAX_TILES, self.max_tiles)
 
@@ -126,6 +138,7 @@ class LlavaOnevisionVisionModel(MmprojModel):
         yield from super().modify_tensors(data_torch, name, bid)
 
 
-def _require(key: str, got: Any, *allowed: Any) -> None:
+def require(key: str, got: Any, *allowed: Any) -> None:
+    """Refuses a value that is none of those allowed."""
     if got not in allowed:
         raise ValueError(f"{key} must be {' or '.join(map(repr, allowed))}, got {got!r}")
