@@ -51,7 +51,7 @@ check: build $(VENV)/tests.done
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadscope $(PYTEST_ARGS) $(CHECKS)
 
 quality: build $(VENV)/tests.done
-	$(PY) bench/quality.py --method aircache --update README.md
+	$(PY) bench/quality.py --method aircache --method last --update README.md
 	$(PY) bench/quality.py --pages 100 --update docs/quality.md
 
 docs-api: $(VENV)/tests.done

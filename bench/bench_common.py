@@ -19,7 +19,7 @@ import numpy as np
 import random_gguf
 from tqdm import tqdm
 
-from pyaircache.engine import Engine, Message, version
+from pyaircache.engine import Engine, EngineModel, Message, version
 from pyaircache.errors import PyAircacheError
 
 CACHE = Path(__file__).resolve().parent / ".cache"  # made GGUFs; git-ignored
@@ -138,6 +138,16 @@ class Settings:
             raise click.UsageError(f"--visual must be at least {MIN_VISUAL}, got {self.visual}")
         if self.rounds < 1:
             raise click.UsageError(f"--rounds must be at least 1, got {self.rounds}")
+
+    @contextmanager
+    def model(self) -> Iterator[EngineModel]:
+        """The same for several engines on one model."""
+        model, mmproj = random_gguf.make_pair(CACHE, self.preset, self.kind, vocab=self.vocab)
+        try:
+            with closing(EngineModel(model, mmproj, n_threads=self.threads, n_gpu_layers=self.gpu_layers)) as loaded:
+                yield loaded
+        except PyAircacheError as error:
+            raise click.ClickException(str(error)) from None
 
     @contextmanager
     def engine(self, reserve: int) -> Iterator[Engine]:

@@ -11,7 +11,7 @@ KL              of the next-token distribution from the full cache's, at the sec
 95 % intervals: Wilson's for shares, 1.96 standard errors for KL.
 
     python bench/quality.py --update docs/quality.md
-    python bench/quality.py --method aircache --update README.md
+    python bench/quality.py --method aircache --method last --update README.md
 """
 
 from __future__ import annotations

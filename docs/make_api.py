@@ -36,9 +36,18 @@ CHAPTERS = {
 LOW_LEVEL = "pyaircache.engine"
 RESULTS = {"report", "engine"}  # rooms of things that nobody makes by hand: their fields say all
 # Public by name, since other rooms of the package call them, but nothing for a user.
-OURS = {"AnswerStream.abandon", "AnswerStream.end", "Method.engine", "Method.of", "Pool.of", "Window.of"} | {
-    f"{name}.fields" for name in ("All", "Elite", "Last", "Pool", "Text", "Visual", "Window")
-}
+OURS = {
+    "AnswerStream.abandon",
+    "AnswerStream.advance",
+    "AnswerStream.end",
+    "AnswerStream.unseen",
+    "Engine.made_by",
+    "Engine.pointer",
+    "Method.engine",
+    "Method.of",
+    "Pool.of",
+    "Window.of",
+} | {f"{name}.fields" for name in ("All", "Elite", "Last", "Pool", "Text", "Visual", "Window")}
 
 
 def main() -> None:
@@ -124,7 +133,8 @@ def entry(thing: griffe.Object, level: int = 3, owner: str = "") -> Iterator[str
         yield f"```python\n{signature}\n```\n"
     yield from docstring(thing)
     if isinstance(thing, griffe.Class):
-        for member in thing.members.values():
+        bases = [base for base in thing.resolved_bases if base.path.startswith("pyaircache.chat.")]  # parts of Chat
+        for member in [one for part in (*bases, thing) for one in part.members.values()]:
             inner = member.is_function or "property" in member.labels
             private = member.name.startswith("_") or f"{thing.name}.{member.name}" in OURS
             if inner and not private and member.docstring is not None:

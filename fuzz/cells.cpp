@@ -123,7 +123,7 @@ struct machine {
         std::vector<float>   scores((size_t) n_layer*n_visual);
         std::vector<uint8_t> observers((size_t) n_layer*n_text);
         std::vector<double>  alive(n_layer);
-        if (refusable(seq, [&] { return llama_aircache_score(ctx, seq, &method, scores.data(), observers.data(), alive.data()); }) != LLAMA_AIRCACHE_OK) {
+        if (refusable(seq, [&] { return llama_aircache_score(ctx, seq, &method, scores.data(), scores.size(), observers.data(), observers.size(), alive.data(), alive.size()); }) != LLAMA_AIRCACHE_OK) {
             return false;
         }
         budgets.resize(n_layer);
@@ -134,7 +134,7 @@ struct machine {
             REQUIRE(b >= 1 && b <= n_visual, "budget %d of %d", b, n_visual);
         }
         kept.resize(std::accumulate(budgets.begin(), budgets.end(), 0));
-        const int32_t status = llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), method.rank, kept.data());
+        const int32_t status = llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), method.rank, kept.data(), kept.size());
         REQUIRE(status == LLAMA_AIRCACHE_OK || method.rank > n_visual, "what was allocated is not selected: %s", llama_aircache_error());
         return status == LLAMA_AIRCACHE_OK;
     }
@@ -252,8 +252,10 @@ static void pure(fuzz_input & in) {
     } else {
         for (auto & b : budgets) { b = in.number(0, n_visual); }
     }
-    std::vector<int32_t> kept(std::accumulate(budgets.begin(), budgets.end(), 0));
-    llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), in.number(0, 3), kept.data());
+    const int64_t n_kept = std::accumulate(budgets.begin(), budgets.end(), (int64_t) 0);
+    std::vector<int32_t> kept(in.number(0, n_kept)); // too small: refused, and ASan sees what is written behind
+    const int32_t status = llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), in.number(0, 3), kept.data(), kept.size());
+    REQUIRE(status != LLAMA_AIRCACHE_OK || (int64_t) kept.size() == n_kept, "%zu of %lld had room", kept.size(), (long long) n_kept);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {

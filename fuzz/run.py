@@ -19,7 +19,7 @@ from pathlib import Path
 import sanitize
 
 ROOT = Path(__file__).resolve().parent.parent
-NATIVE = ["states", "cells", "grammar", "request", "media", "mmproj", "picture"]
+NATIVE = ["states", "cells", "grammar", "gbnf", "request", "media", "mmproj", "picture"]
 PYTHON = ["python_grammar", "python_images"]
 CORPUS = {"python_images": "picture"}  # of another target
 

@@ -111,12 +111,33 @@ def media() -> None:
 
 
 def texts() -> None:
-    """Lines of a field's number and a value."""
+    """Lines of a byte that says which field, and a value."""
     lines = [b"\x000.1", b"\x01snapkv", b"\x020.5", b"\x03elite:0.9:content:last", b"\x04strength+skewness", b"\x05x"]
     windows = [b"\x03" + w for w in (b"elite", b"last:16", b"text:weighted", b"visual:32", b"all", b"elite:1e-3")]
     for i, line in enumerate(lines + windows):
         write("grammar", f"line-{i}", line)
     write("grammar", "lines", b"\n".join(lines))
+    values = b"snapkv 0.5 attention last:7 0.9 causal avg:3x3 2.5 on off vl 0.25 3 2 0.125 77".split()
+    write("grammar", "parts", b"\n".join(bytes([128 + i]) + value for i, value in enumerate(values)))  # all, in order
+
+
+def grammars() -> None:
+    """Which of the tokens that fit come next, and a grammar or a schema."""
+    texts = ['root ::= "yes" | "no"', "root ::= [0-9]+", 'root ::= a{2,5} # again\na ::= ("x" | [^a-z] .)? "\\u00e9"']
+    texts += ['root ::= "1" x | "1" y | "1"\nx ::= root "b"\ny ::= root "c"', 'root ::= "1" r\nr ::= b r\nb ::= ""']
+    schemas: list[dict[str, Any]] = [
+        {"type": "string", "pattern": "^[a-f]{2}(x|y)*$"},
+        {"type": "integer", "minimum": -3, "maximum": 120},
+        {"type": ["array", "null"], "items": {"enum": ["a", 1, None]}, "minItems": 1, "maxItems": 3},
+        {"properties": {"a": {"$ref": "#/$defs/n"}, "b": {"type": "boolean"}}, "required": ["a"], "$defs": {"n": {}}},
+        {"allOf": [{"$ref": "#/d"}, {"properties": {"z": {"type": "number"}}}], "d": {"properties": {"y": {}}}},
+        {"type": "string", "format": "date-time"},
+    ]
+    choices = bytes(range(0, 160, 10))
+    for i, text in enumerate(texts):
+        write("gbnf", f"grammar-{i}", b"\0" + choices + text.encode())
+    for i, schema in enumerate(schemas):
+        write("gbnf", f"schema-{i}", b"\1" + choices + json.dumps(schema).encode())
 
 
 def mmproj() -> None:
@@ -133,6 +154,7 @@ if __name__ == "__main__":
     requests()
     texts()
     media()
+    grammars()
     mmproj()
     for kind in range(32):
         write("states", f"valid-{kind}", bytes([kind]))

@@ -18,6 +18,7 @@ from importlib import metadata as _metadata
 from .chat.answer import Answer, AnswerStream, TokenLogprob
 from .chat.async_chat import AsyncAnswerStream, AsyncChat
 from .chat.chat import Chat
+from .chat.many import Answered
 from .chat.model import Model
 from .chat.options import AskOptions
 from .engine.structs import CacheType, Info, ModelFacts, ModelInfo
@@ -58,6 +59,7 @@ __all__ = [
     "All",
     "Answer",
     "AnswerStream",
+    "Answered",
     "ArgumentError",
     "AskOptions",
     "AsyncAnswerStream",

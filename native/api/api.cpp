@@ -19,10 +19,7 @@
 
 using failure = llama_aircache_failure;
 
-namespace {
-
-// a context's cache, ready for graphs of our own
-llama_aircache & open(llama_context * ctx, llama_seq_id seq) {
+llama_aircache & llama_aircache_open(llama_context * ctx, llama_seq_id seq) {
     LLAMA_AIRCACHE_REQUIRE(ctx, "context is null");
 
     const auto reason = llama_aircache::unsupported(ctx);
@@ -36,6 +33,15 @@ llama_aircache & open(llama_context * ctx, llama_seq_id seq) {
     return air;
 }
 
+void llama_aircache_settle(llama_context * ctx) {
+    const llama_aircache_fault_pause others;
+
+    ctx->synchronize();
+    ctx->memory_update(false);
+}
+
+namespace {
+
 // an observed and decoded prompt
 struct observed {
     llama_context  * ctx;
@@ -46,18 +52,12 @@ struct observed {
     int32_t n_visual;
     int32_t n_text;
 
-    observed(llama_context * ctx, llama_seq_id seq) : ctx(ctx), seq(seq), air(open(ctx, seq)) {
+    observed(llama_context * ctx, llama_seq_id seq) : ctx(ctx), seq(seq), air(llama_aircache_open(ctx, seq)) {
         const auto * obs = air.observers.find(seq);
         if (!obs) {
             throw failure(LLAMA_AIRCACHE_STATE, "sequence %d is not observed: call llama_aircache_observe before its prompt is decoded", seq);
         }
-        {
-            const llama_aircache_fault_pause others;
-
-            // nothing may be in flight, and shifts and stream copies that wait are applied first
-            ctx->synchronize();
-            ctx->memory_update(false);
-        }
+        llama_aircache_settle(ctx);
 
         n_layer  = air.kv.n_layer();
         n_visual = llama_aircache_prompt(air, seq).visual.size();
@@ -162,11 +162,6 @@ void check_spans(const llama_aircache & air, llama_seq_id seq, const llama_airca
     LLAMA_AIRCACHE_REQUIRE(n_text <= air.kv.n_cells(), "%" PRId64 " text tokens behind the first image are more than the cache's %u cells", n_text, air.kv.n_cells());
 }
 
-// throws when an array that is wanted has no room for n elements
-void check_room(const char * name, const void * array, int64_t have, int64_t n) {
-    LLAMA_AIRCACHE_REQUIRE(!array || have >= n, "%s has room for %" PRId64 " elements, and %" PRId64 " are needed", name, have, n);
-}
-
 template <typename T>
 void copy(const std::vector<T> & from, T * to) {
     if (to) {
@@ -177,7 +172,7 @@ void copy(const std::vector<T> & from, T * to) {
 } // namespace
 
 int32_t llama_aircache_supported(llama_context * ctx) {
-    return llama_aircache_guarded([&] { open(ctx, 0); });
+    return llama_aircache_guarded([&] { llama_aircache_open(ctx, 0); });
 }
 
 int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end,
@@ -188,7 +183,7 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
         const auto m = method ? *method : llama_aircache_method_default();
         llama_aircache_check(&m);
 
-        auto & air = open(ctx, seq);
+        auto & air = llama_aircache_open(ctx, seq);
 
         check_spans(air, seq, spans, n_spans, pos_end);
 
@@ -214,7 +209,7 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
 
 int32_t llama_aircache_dims(llama_context * ctx, llama_seq_id seq, int32_t * n_layer, int32_t * n_visual, int32_t * n_text) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, seq);
+        const auto & air = llama_aircache_open(ctx, seq);
         const auto * obs = air.observers.find(seq);
         if (n_layer)  { *n_layer  = air.kv.n_layer(); }
         if (n_visual) { *n_visual = obs ? llama_aircache_prompt(air, seq).visual.size() : 0; }
@@ -223,13 +218,16 @@ int32_t llama_aircache_dims(llama_context * ctx, llama_seq_id seq, int32_t * n_l
 }
 
 int32_t llama_aircache_score(llama_context * ctx, llama_seq_id seq, const llama_aircache_method * method,
-        float * scores, uint8_t * observers, double * alive) {
+        float * scores, int64_t n_scores, uint8_t * observers, int64_t n_observers, double * alive, int64_t n_alive) {
     return llama_aircache_guarded([&] {
         const llama_aircache_fault_scope faults;
 
         llama_aircache_check(method);
         const observed prompt(ctx, seq);
         LLAMA_AIRCACHE_REQUIRE(scores, "scores is null");
+        llama_aircache_check_room("scores",    scores,    n_scores,    (int64_t) prompt.n_layer*prompt.n_visual);
+        llama_aircache_check_room("observers", observers, n_observers, (int64_t) prompt.n_layer*prompt.n_text);
+        llama_aircache_check_room("alive",     alive,     n_alive,     prompt.n_layer);
         prompt.score(*method, scores, observers, alive);
     });
 }
@@ -258,12 +256,12 @@ int32_t llama_aircache_compress(llama_context * ctx, llama_seq_id seq, const lla
         const int32_t n_visual = to.n_visual = prompt.n_visual;
         to.n_text = prompt.n_text;
 
-        check_room("scores",    to.scores,    to.n_scores,    (int64_t) n_layer*n_visual);
-        check_room("observers", to.observers, to.n_observers, (int64_t) n_layer*prompt.n_text);
-        check_room("alive",     to.alive,     to.n_alive,     n_layer);
-        check_room("budgets",   to.budgets,   to.n_budgets,   n_layer);
-        check_room("strength",  to.strength,  to.n_strength,  n_layer);
-        check_room("skewness",  to.skewness,  to.n_skewness,  n_layer);
+        llama_aircache_check_room("scores",    to.scores,    to.n_scores,    (int64_t) n_layer*n_visual);
+        llama_aircache_check_room("observers", to.observers, to.n_observers, (int64_t) n_layer*prompt.n_text);
+        llama_aircache_check_room("alive",     to.alive,     to.n_alive,     n_layer);
+        llama_aircache_check_room("budgets",   to.budgets,   to.n_budgets,   n_layer);
+        llama_aircache_check_room("strength",  to.strength,  to.n_strength,  n_layer);
+        llama_aircache_check_room("skewness",  to.skewness,  to.n_skewness,  n_layer);
 
         const int64_t t_start = llama_time_us();
 
@@ -279,10 +277,10 @@ int32_t llama_aircache_compress(llama_context * ctx, llama_seq_id seq, const lla
         copy(budgets, to.budgets);
 
         to.n_kept = std::accumulate(budgets.begin(), budgets.end(), (int64_t) 0);
-        check_room("kept", to.kept, to.n_kept_max, to.n_kept);
+        llama_aircache_check_room("kept", to.kept, to.n_kept_max, to.n_kept);
 
         std::vector<int32_t> kept(to.n_kept);
-        llama_aircache_choose(sc, n_layer, n_visual, budgets.data(), method->rank, kept.data());
+        llama_aircache_choose(sc, n_layer, n_visual, budgets.data(), method->rank, kept.data(), kept.size());
         copy(kept, to.kept);
 
         const int64_t t_chosen = llama_time_us();
@@ -296,7 +294,7 @@ int32_t llama_aircache_compress(llama_context * ctx, llama_seq_id seq, const lla
 
 int32_t llama_aircache_stats(llama_context * ctx, llama_seq_id seq, llama_aircache_seq_stats * out) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, seq);
+        const auto & air = llama_aircache_open(ctx, seq);
         LLAMA_AIRCACHE_REQUIRE(out, "out is null");
         LLAMA_AIRCACHE_REQUIRE(out->size == sizeof(*out), "the stats' size is %u, and this library's %zu: begin with "
                 "llama_aircache_stats_empty(), or build with this library's header", out->size, sizeof(*out));
@@ -306,7 +304,7 @@ int32_t llama_aircache_stats(llama_context * ctx, llama_seq_id seq, llama_aircac
 
 int32_t llama_aircache_memory(llama_context * ctx, llama_seq_id seq, llama_aircache_bytes * out) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, std::max(seq, 0));
+        const auto & air = llama_aircache_open(ctx, std::max(seq, 0));
         LLAMA_AIRCACHE_REQUIRE(seq >= -1, "sequence %d does not exist", seq);
         LLAMA_AIRCACHE_REQUIRE(out, "out is null");
         LLAMA_AIRCACHE_REQUIRE(out->size == sizeof(*out), "the size is %u, and this library's %zu: begin with "
@@ -323,7 +321,7 @@ int32_t llama_aircache_memory(llama_context * ctx, llama_seq_id seq, llama_airca
 
 int32_t llama_aircache_resident(llama_context * ctx, int64_t * bytes) {
     return llama_aircache_guarded([&] {
-        const auto & air = open(ctx, 0);
+        const auto & air = llama_aircache_open(ctx, 0);
         LLAMA_AIRCACHE_REQUIRE(bytes, "bytes is null");
         *bytes = 0;
         for (uint32_t s = 0; s < air.kv.n_stream(); ++s) {
@@ -336,7 +334,7 @@ int32_t llama_aircache_resize(llama_context * ctx, int32_t n_cells) {
     return llama_aircache_guarded([&] {
         const llama_aircache_fault_scope faults;
 
-        auto & air = open(ctx, 0);
+        auto & air = llama_aircache_open(ctx, 0);
         LLAMA_AIRCACHE_REQUIRE(n_cells >= 0 && (uint32_t) n_cells <= air.kv.n_cells(), "n_cells is %d: it must be in [0, %u], the cells of a sequence",
                 n_cells, air.kv.n_cells());
         {
@@ -363,7 +361,7 @@ int32_t llama_aircache_synthetic(llama_context * ctx, llama_seq_id seq, const ll
             m = *method;
         }
 
-        auto & air = open(ctx, seq);
+        auto & air = llama_aircache_open(ctx, seq);
         if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && m.score == LLAMA_AIRCACHE_SCORE_ATTENTION) {
             throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "a synthetic prompt has no sums of attention: the window of all tokens is not supported");
         }
@@ -393,7 +391,7 @@ int32_t llama_aircache_synthetic(llama_context * ctx, llama_seq_id seq, const ll
 
 int32_t llama_aircache_clear(llama_context * ctx, llama_seq_id seq) {
     return llama_aircache_guarded([&] {
-        auto & air = open(ctx, seq);
+        auto & air = llama_aircache_open(ctx, seq);
         ctx->synchronize();
         air.observers.forget(seq);
     });

@@ -275,7 +275,7 @@ static const std::vector<part> & parts() {
             [](method & m, const std::string & t) {
                 const double alpha = check_share("alpha", parse_number("alpha", t));
                 if (m.window != LLAMA_AIRCACHE_WINDOW_ELITE || m.score != LLAMA_AIRCACHE_SCORE_ATTENTION) {
-                    refuse("alpha", "is the threshold of elite windows, and this method has none");
+                    refuse("alpha", "is the threshold of elite windows, and this method has none" + got(t));
                 }
                 m.alpha = alpha;
             },

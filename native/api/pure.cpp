@@ -4,7 +4,9 @@
 #include "policy/policy.h"
 
 #include <algorithm>
+#include <cinttypes>
 #include <cmath>
+#include <numeric>
 
 // no std::string: to report that memory is out must not take any
 static thread_local char last_error[512];
@@ -45,6 +47,10 @@ void llama_aircache_check(const llama_aircache_method * method) {
     LLAMA_AIRCACHE_REQUIRE(text.empty(), "%s", text.c_str());
 }
 
+void llama_aircache_check_room(const char * name, const void * array, int64_t have, int64_t n) {
+    LLAMA_AIRCACHE_REQUIRE(!array || have >= n, "%s has room for %" PRId64 " elements, and %" PRId64 " are needed", name, have, n);
+}
+
 //
 // budgets and selection
 //
@@ -75,12 +81,16 @@ std::vector<int32_t> llama_aircache_budgets(const llama_aircache_method & method
     return aircache::allocate(method, scores, st, sk, alive, n_layer, n_visual);
 }
 
-void llama_aircache_choose(const float * scores, int32_t n_layer, int32_t n_visual, const int32_t * budgets, int32_t rank, int32_t * kept) {
+void llama_aircache_choose(const float * scores, int32_t n_layer, int32_t n_visual, const int32_t * budgets, int32_t rank,
+        int32_t * kept, int64_t n_kept_max) {
     LLAMA_AIRCACHE_REQUIRE(rank >= 0 && rank <= n_visual, "rank is %d: it must be in [0, %d]", rank, n_visual);
-
     for (int32_t l = 0; l < n_layer; ++l) {
         LLAMA_AIRCACHE_REQUIRE(budgets[l] >= 0 && budgets[l] <= n_visual && (rank == 0 || budgets[l] == 1),
                 "budget %d of layer %d is outside of [0, %d], or not 1 with a rank", budgets[l], l, n_visual);
+    }
+    llama_aircache_check_room("kept", kept, n_kept_max, std::accumulate(budgets, budgets + n_layer, (int64_t) 0));
+
+    for (int32_t l = 0; l < n_layer; ++l) {
         if (rank > 0) {
             aircache::only_nth(scores + (size_t) l*n_visual, n_visual, rank, kept);
         } else {
@@ -100,10 +110,11 @@ int32_t llama_aircache_allocate(const llama_aircache_method * method, const floa
     });
 }
 
-int32_t llama_aircache_select(const float * scores, int32_t n_layer, int32_t n_visual, const int32_t * budgets, int32_t rank, int32_t * kept) {
+int32_t llama_aircache_select(const float * scores, int32_t n_layer, int32_t n_visual, const int32_t * budgets, int32_t rank,
+        int32_t * kept, int64_t n_kept_max) {
     return llama_aircache_guarded([&] {
         check_scores(scores, n_layer, n_visual);
         LLAMA_AIRCACHE_REQUIRE(budgets && kept, "budgets or kept is null");
-        llama_aircache_choose(scores, n_layer, n_visual, budgets, rank, kept);
+        llama_aircache_choose(scores, n_layer, n_visual, budgets, rank, kept, n_kept_max);
     });
 }

@@ -1,15 +1,17 @@
 // Grammars come from whoever asks: one that is nested without end, repeats without end or is ambiguous in many ways must
-// fail with an error. patches/0007 calls this where llama.cpp parses grammars, follows them, and makes them of JSON schemas.
+// fail with an error that says why. patches/0007 calls this where llama.cpp parses grammars and follows them.
 #pragma once
 
 #include "llama.h"
 
 #include <cstdint>
+#include <map>
 #include <stdexcept>
+#include <string>
 
 // Counts the work of this thread while it lives, from 0, and ends it with a std::runtime_error when it is too much: about a
-// second, or 200 MB. Outside of one nothing is counted: those who follow grammars without catching errors, as llama-server
-// does with those it has parsed, go on as ever. Parsing always is inside of one.
+// second, or 200 MB. Lives while a JSON schema is read, while a grammar is parsed, while it is applied to the tokens that may
+// come next, and while it takes in the one that did. Outside of one nothing is counted.
 class LLAMA_API aircache_grammar_limit {
 public:
     aircache_grammar_limit();
@@ -25,12 +27,13 @@ private:
 // n: some 10 ns or 8 bytes each
 LLAMA_API void aircache_grammar_spend(uint64_t n);
 
-// Lives while a group is parsed, a rule looked into or a schema visited; they nest. weight: how much of the stack a level takes.
+// Lives while a group is parsed, a rule looked into or a JSON schema visited; they nest. weight: how much of the stack a level
+// takes.
 class LLAMA_API aircache_grammar_step {
 public:
     static constexpr int GROUP  = 16;
     static constexpr int RULE   = 1;
-    static constexpr int SCHEMA = 8; // of a JSON schema: 400 levels, and 25,000 visits
+    static constexpr int SCHEMA = 8; // 400 levels, and 25,000 visits
 
     explicit aircache_grammar_step(int weight);
     ~aircache_grammar_step();
@@ -41,3 +44,22 @@ public:
 private:
     int weight;
 };
+
+// Throws a std::runtime_error when a grammar has left none of the tokens that it was applied to: llama.cpp's samplers would
+// draw one anyway. One token alone is a question whether it fits.
+LLAMA_API void aircache_grammar_left(const struct llama_token_data_array * tokens);
+
+//
+// why a grammar is not taken
+//
+
+// of a rule's number, for messages
+LLAMA_API std::string aircache_grammar_rule_name(const std::map<std::string, uint32_t> & names, uint32_t id);
+
+// Logs it as an error and keeps it. text: the grammar, when `why` ends in what is left of it: its place is named instead.
+LLAMA_API void aircache_grammar_refuse(const char * why, const char * text = "");
+
+// of the last grammar that this thread has parsed
+LLAMA_API std::string aircache_grammar_reason();
+
+LLAMA_API void aircache_grammar_warn(const std::string & what);

@@ -3,6 +3,7 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 
@@ -76,7 +77,7 @@ struct pac_engine_params pac_engine_default_params(void) {
 
 static pac_engine_params read_params(const pac_engine_params * params) {
     const auto defaults = pac_engine_default_params();
-    return params ? pac_read(params, defaults, "pac_engine_params", sizeof(defaults)) : defaults;
+    return params ? pac_read(params, defaults, "pac_engine_params", offsetof(pac_engine_params, archive)) : defaults;
 }
 
 int32_t pac_engine_new(pac_model * model, const struct pac_engine_params * params, pac_engine ** out) {
@@ -160,6 +161,32 @@ int32_t pac_prompt(pac_engine * engine, const char * text, const struct pac_imag
     });
 }
 
+int32_t pac_conversation(pac_engine * engine, const struct pac_part * parts, int32_t n_parts, const struct pac_image * images, int32_t n_images,
+        int32_t reserve, const struct pac_method * observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out) {
+    return pac_guarded([&] {
+        pac_require(engine && parts && n_parts > 0 && out && (images || n_images == 0) && n_images >= 0,
+                "engine, parts, images or out is null, or there are no parts");
+        pac_require(reserve >= 0, "reserve is negative");
+        for (int32_t i = 0; i < n_parts; ++i) {
+            pac_require(parts[i].text || (parts[i].n_tokens >= 0 && (parts[i].tokens || parts[i].n_tokens == 0)),
+                    "a part has no text and no tokens, or a negative number of them");
+        }
+        engine->conversation({ parts, parts + n_parts }, images, n_images, reserve, observe, progress, user_data, *out);
+    });
+}
+
+int32_t pac_archive_get(const pac_engine * engine, struct pac_archive_info * out) {
+    return pac_guarded([&] {
+        pac_require(engine && out, "engine or out is null");
+        const uint32_t size = out->size;
+        auto res = engine->archive.info();
+        if (size != sizeof(res)) {
+            throw pac_error(PAC_ERR_ARGUMENT, pac_format("pac_archive_info.size is %u, and this library's %zu", size, sizeof(res)));
+        }
+        *out = res;
+    });
+}
+
 struct pac_method pac_method_default(void) {
     return pac_from_llama(llama_aircache_method_default());
 }
@@ -215,9 +242,10 @@ int32_t pac_allocate(const struct pac_method * method, const float * scores, con
     });
 }
 
-int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank, int32_t * kept) {
+int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank,
+        int32_t * kept, int64_t n_kept_max) {
     return pac_guarded([&] {
-        pac_check(llama_aircache_select(scores, n_layers, n_visual, budgets, rank, kept));
+        pac_check(llama_aircache_select(scores, n_layers, n_visual, budgets, rank, kept, n_kept_max));
     });
 }
 

@@ -307,9 +307,9 @@ void pac_bench::evict(int32_t seq, const pac_method & method, uint32_t seed, dou
     std::vector<int32_t> budgets(n_layers);
     std::vector<int32_t> kept(scores.size());
     int64_t t_start = ggml_time_us();
-    pac_check(llama_aircache_score(ctx.get(), seq, &m, scores.data(), nullptr, alive.data()));
+    pac_check(llama_aircache_score(ctx.get(), seq, &m, scores.data(), scores.size(), nullptr, 0, alive.data(), alive.size()));
     pac_check(llama_aircache_allocate(&m, scores.data(), alive.data(), n_layers, n_visual, budgets.data(), nullptr, nullptr));
-    pac_check(llama_aircache_select(scores.data(), n_layers, n_visual, budgets.data(), m.rank, kept.data()));
+    pac_check(llama_aircache_select(scores.data(), n_layers, n_visual, budgets.data(), m.rank, kept.data(), kept.size()));
     ms_score = ms_since(t_start);
 
     budgets = pac_bench_budgets(m.keep, n_layers, n_visual, m.min_keep, seed);

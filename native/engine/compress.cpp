@@ -79,7 +79,8 @@ void pac_engine::score(const pac_method & method, pac_scores & out) {
     std::vector<uint8_t> observers((size_t) n_layer*n_text);
     scores.resize((size_t) n_layer*n_visual);
     alive.resize(m.allocation == LLAMA_AIRCACHE_ALLOC_VL ? n_layer : 0);
-    pac_check(llama_aircache_score(ctx, seq, &m, scores.data(), observers.data(), alive.empty() ? nullptr : alive.data()));
+    pac_check(llama_aircache_score(ctx, seq, &m, scores.data(), scores.size(), observers.data(), observers.size(),
+            alive.empty() ? nullptr : alive.data(), alive.size()));
 
     list_elite(observers, n_layer);
     out = { n_layer, n_visual, scores.data(), n_elite.data(), elite.data(), alive.empty() ? nullptr : alive.data(), (llama_time_us() - t_start)/1000.0 };

@@ -116,6 +116,10 @@ void pac_context::check(const pac_engine_params & params) {
     }
     pac_cache_type(params.cache_type_k);
     pac_cache_type(params.cache_type_v);
+    pac_check_range("archive", params.archive, PAC_ARCHIVE_NONE, PAC_ARCHIVE_FILE);
+    if ((params.archive == PAC_ARCHIVE_FILE) != (params.archive_path != nullptr)) {
+        throw pac_error(PAC_ERR_ARGUMENT, "archive_path goes with an archive in a file (PAC_ARCHIVE_FILE), and that with a path");
+    }
 }
 
 pac_context::pac_context(const pac_model & model, const pac_engine_params & params, int32_t n_seq) :

@@ -6,7 +6,7 @@ pac_engine::pac_engine(std::shared_ptr<pac_model> model_, const pac_engine_param
 
 pac_engine::pac_engine(std::shared_ptr<pac_model> model_, std::shared_ptr<pac_context> context_, llama_seq_id seq, const pac_engine_params & params) :
         model(std::move(model_)), context(std::move(context_)), ctx(context->ctx.get()), seq(seq), sampler(model->vocab(), n_ctx()),
-        keep_embeddings(params.keep_embeddings) {
+        archive(params), keep_embeddings(params.keep_embeddings) {
     model->n_engines++;
 }
 
@@ -62,6 +62,7 @@ int32_t pac_engine::sample() {
 void pac_engine::reset() {
     const auto mine = turn();
     forget();
+    archive.forget();
 }
 
 void pac_engine::forget() {

@@ -1,6 +1,7 @@
 // What stands behind pyaircache.h: one conversation on a model, which is one sequence of a context.
 #pragma once
 
+#include "archive.h"
 #include "border.h"
 #include "context.h"
 #include "model.h"
@@ -35,7 +36,7 @@ struct pac_chunk {
 
 // A prompt as it is evaluated.
 struct pac_prompt_layout {
-    mtmd::input_chunks_ptr owner; // of what the chunks point to
+    std::vector<mtmd::input_chunks_ptr> owners; // of what the chunks point to
     std::vector<pac_chunk> chunks;
 
     std::vector<pac_span>            spans;
@@ -46,6 +47,14 @@ struct pac_prompt_layout {
     int32_t   n_visual = 0;
     int32_t   n_media  = 0;
     llama_pos pos_end  = 0;
+};
+
+// What prompts are made of, as the caller has it.
+struct pac_pieces {
+    std::vector<pac_part> parts;
+    const pac_image     * images   = nullptr; // of all parts
+    int32_t               n_images = 0;
+    bool                  whole    = false; // a conversation from its beginning
 };
 
 struct pac_engine {
@@ -72,6 +81,8 @@ struct pac_engine {
 
     // prompt.cpp
     void prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * observe,
+            pac_progress_callback progress, void * user_data, pac_prompt_info & out);
+    void conversation(std::vector<pac_part> parts, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * observe,
             pac_progress_callback progress, void * user_data, pac_prompt_info & out);
     void decode(int32_t token);
     void check_step(int32_t token); // throws where decode would before it computes anything
@@ -106,6 +117,7 @@ struct pac_engine {
     std::vector<float> kept_logits; // in a shared context, where others overwrite what was computed
     bool      observed   = false; // the last prompt can still be scored and compressed
     pac_sampler sampler;
+    pac_archive archive;
 
     // the last prompt
     std::vector<pac_span> spans;
@@ -134,12 +146,18 @@ private:
     void forget();
 
     // layout.cpp
-    mtmd::input_chunks_ptr tokenize(const char * text, const pac_image * images, int32_t n_images, bool with_pixels) const;
-    pac_prompt_layout lay_out(const char * text, const pac_image * images, int32_t n_images, bool with_pixels) const;
-    pac_prompt_layout prepare(const char * text, const pac_image * images, int32_t n_images) const;
+    mtmd::input_chunks_ptr tokenize(const char * text, const pac_image * images, int32_t n_images, bool begins, bool with_pixels) const;
+    pac_prompt_layout lay_out(const pac_pieces & pieces, const std::vector<bool> & with_pixels) const;
+    pac_prompt_layout prepare(const pac_pieces & pieces, bool use_archive) const;
 
     // prompt.cpp
-    template <typename F> void evaluate(F && f); // f gets the turn
+    struct job; // a prompt that is evaluated
+    void prompt(const pac_pieces & pieces, int32_t reserve, const pac_method * observe, pac_progress_callback progress, void * user_data,
+            pac_prompt_info & out);
+    void observe(const pac_prompt_layout & layout, const pac_method * method);
+    size_t restore(job & now);
+    void run(job & now, size_t first);
+    template <typename F> void evaluate(bool anew, F && f); // f gets the turn
     bool roll_back(llama_pos pos, int32_t cells);
     int32_t n_batch() const; // tokens of a prompt that are evaluated before others may have their turn
     void list_elite(const std::vector<uint8_t> & observers, int32_t n_layer);

@@ -59,6 +59,7 @@ void pac_check(int32_t status) {
         case LLAMA_AIRCACHE_UNSUPPORTED: throw pac_error(PAC_ERR_UNSUPPORTED, llama_aircache_error());
         case LLAMA_AIRCACHE_STATE:       throw pac_error(PAC_ERR_STATE,       llama_aircache_error());
         case LLAMA_AIRCACHE_MEMORY:      throw pac_error(PAC_ERR_MEMORY,      llama_aircache_error());
+        case LLAMA_AIRCACHE_FILE:        throw pac_error(PAC_ERR_FILE,        llama_aircache_error());
         default:                         throw pac_error(PAC_ERR_COMPUTE,     llama_aircache_error());
     }
 }

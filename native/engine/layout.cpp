@@ -48,8 +48,17 @@ size_t pac_text_length(const char * text) {
     return n;
 }
 
+static int32_t count_markers(const char * text) {
+    const std::string & marker = pac_media_marker();
+    int32_t res = 0;
+    for (const char * cur = text; (cur = strstr(cur, marker.c_str())); cur += marker.size()) {
+        res++;
+    }
+    return res;
+}
+
 // without pixels mtmd lays everything out by the sizes alone
-mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image * images, int32_t n_images, bool with_pixels) const {
+mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image * images, int32_t n_images, bool begins, bool with_pixels) const {
     if (!model->vision) {
         if (n_images > 0) {
             throw pac_error(PAC_ERR_PROJECTOR, "the model was loaded without a projector (mmproj): it can only be asked about text");
@@ -57,7 +66,7 @@ mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image *
         throw std::logic_error("tokenize() is for models with a projector");
     }
 
-    const mtmd_input_text input = { text, pac_text_length(text), /*.add_special =*/ n_pos == 0, /*.parse_special =*/ true };
+    const mtmd_input_text input = { text, pac_text_length(text), /*.add_special =*/ begins, /*.parse_special =*/ true };
 
     mtmd::input_chunks_ptr chunks(mtmd_input_chunks_init());
 
@@ -89,11 +98,7 @@ mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image *
         }
     }
 
-    const std::string & marker = pac_media_marker();
-    int32_t n_markers = 0;
-    for (const char * cur = text; (cur = strstr(cur, marker.c_str())); cur += marker.size()) {
-        n_markers++;
-    }
+    const int32_t n_markers = count_markers(text);
     if (n_markers != n_images) {
         throw pac_error(PAC_ERR_ARGUMENT, pac_format("the text has %d image markers (pac_marker) for the %d images given", n_markers, n_images));
     }
@@ -107,7 +112,7 @@ mtmd::input_chunks_ptr pac_engine::tokenize(const char * text, const pac_image *
 }
 
 int64_t pac_engine::count_tokens(const char * text, const pac_image * images, int32_t n_images) const {
-    const auto chunks = tokenize(text, images, n_images, /*with_pixels =*/ false);
+    const auto chunks = tokenize(text, images, n_images, n_pos == 0, /*with_pixels =*/ false);
     return mtmd_helper_get_n_tokens(chunks.get());
 }
 
@@ -163,19 +168,61 @@ std::vector<llama_token> pac_tokenize_text(const llama_vocab * vocab, const char
     return res;
 }
 
-pac_prompt_layout pac_engine::lay_out(const char * text, const pac_image * images, int32_t n_images, bool with_pixels) const {
+static pac_chunk text_chunk(std::vector<llama_token> tokens) {
+    pac_chunk res;
+    res.n_tokens = res.n_pos = tokens.size();
+    res.tokens   = std::move(tokens);
+    return res;
+}
+
+// text goes on where the part before it ended, so that it is evaluated as if it were one
+static void append(std::vector<pac_chunk> & to, std::vector<pac_chunk> chunks) {
+    for (size_t i = 0; i < chunks.size(); ++i) {
+        auto & c = chunks[i];
+        if (i == 0 && !c.media && !to.empty() && !to.back().media) {
+            to.back().tokens.insert(to.back().tokens.end(), c.tokens.begin(), c.tokens.end());
+            to.back().n_tokens += c.n_tokens;
+            to.back().n_pos    += c.n_pos;
+        } else if (c.media || c.n_tokens > 0 || chunks.size() > 1) {
+            to.push_back(std::move(c));
+        }
+    }
+}
+
+// with_pixels: of each image; without them a part is laid out by the sizes of its images
+pac_prompt_layout pac_engine::lay_out(const pac_pieces & pieces, const std::vector<bool> & with_pixels) const {
     pac_prompt_layout res;
-    if (model->vision || n_images > 0) {
-        res.owner  = tokenize(text, images, n_images, with_pixels);
-        res.chunks = list_chunks(res.owner.get());
-    } else {
-        res.chunks.emplace_back();
-        res.chunks[0].tokens   = pac_tokenize_text(model->vocab(), text, n_pos == 0, true);
-        res.chunks[0].n_tokens = res.chunks[0].n_pos = res.chunks[0].tokens.size();
+
+    int32_t first_image = 0;
+    for (const auto & part : pieces.parts) {
+        const bool begins = (pieces.whole || n_pos == 0) && &part == &pieces.parts[0];
+        if (!part.text) {
+            for (int32_t i = 0; i < part.n_tokens; ++i) {
+                pac_check_range("a token", part.tokens[i], 0, model->n_vocab() - 1);
+            }
+            append(res.chunks, { text_chunk({ part.tokens, part.tokens + part.n_tokens }) });
+            continue;
+        }
+        // all that are left for the last part, so that it can tell how many do not belong
+        const int32_t n_left   = pieces.n_images - first_image;
+        const int32_t n_images = &part == &pieces.parts.back() ? n_left : std::min(n_left, count_markers(part.text));
+        if (model->vision || n_images > 0) {
+            const auto from   = with_pixels.begin() + first_image;
+            const bool pixels = std::find(from, from + n_images, true) != from + n_images;
+            res.owners.push_back(tokenize(part.text, pieces.images + first_image, n_images, begins, pixels));
+            auto chunks = list_chunks(res.owners.back().get());
+            for (auto & c : chunks) {
+                c.image += first_image;
+            }
+            append(res.chunks, std::move(chunks));
+        } else {
+            append(res.chunks, { text_chunk(pac_tokenize_text(model->vocab(), part.text, begins, true)) });
+        }
+        first_image += n_images;
     }
 
     aircache_template_tokens template_tokens(model->vocab());
-    llama_pos pos = n_pos;
+    llama_pos pos = pieces.whole ? 0 : n_pos;
     for (const auto & c : res.chunks) {
         const int32_t first = res.tokens.size();
         if (c.media) {
@@ -200,7 +247,7 @@ pac_prompt_layout pac_engine::lay_out(const char * text, const pac_image * image
 }
 
 void pac_engine::layout(const char * text, const pac_image * images, int32_t n_images, pac_prompt_info & out) {
-    auto res = lay_out(text, images, n_images, /*with_pixels =*/ false);
+    auto res = lay_out({ { { text, nullptr, 0 } }, images, n_images, false }, std::vector<bool>(n_images, false));
 
     planned = std::move(res.spans);
     out = {};
@@ -211,41 +258,51 @@ void pac_engine::layout(const char * text, const pac_image * images, int32_t n_i
     out.spans    = planned.data();
 }
 
-// With the embeddings that are kept. When none is missing, no pixel is read or resized.
-pac_prompt_layout pac_engine::prepare(const char * text, const pac_image * images, int32_t n_images) const {
-    if (n_images == 0 || !model->vision || !model->images.enabled()) {
-        return lay_out(text, images, n_images, /*with_pixels =*/ true);
+// With the embeddings that are kept. Of images that have none, and that the archive does not stand for, the pixels are read;
+// of no others.
+pac_prompt_layout pac_engine::prepare(const pac_pieces & pieces, bool use_archive) const {
+    const std::vector<bool> all(pieces.n_images, true);
+
+    if (pieces.n_images == 0 || !model->vision || !(model->images.enabled() || (pieces.whole && archive.wanted()))) {
+        return lay_out(pieces, all);
     }
-    for (int32_t i = 0; i < n_images; ++i) {
-        if (!images[i].rgb) {
+    for (int32_t i = 0; i < pieces.n_images; ++i) {
+        if (!pieces.images[i].rgb) {
             throw pac_error(PAC_ERR_ARGUMENT, pac_format("image %d has no pixels", i));
         }
     }
 
     std::vector<std::string> contents;
-    const auto find_kept = [&](pac_prompt_layout & layout) {
-        for (int32_t i = contents.size(); i < n_images; ++i) {
-            contents.push_back(pac_image_content(images[i]));
+    const auto find_missing = [&](pac_prompt_layout & layout) {
+        for (int32_t i = contents.size(); i < pieces.n_images; ++i) {
+            contents.push_back(pac_image_content(pieces.images[i]));
         }
-        bool all = true;
         for (auto & c : layout.chunks) {
             if (c.media) {
                 // the number of tokens tells apart what a model makes of a picture that is alone, and of one among others
                 c.key  = contents.at(c.image) + "/" + std::to_string(c.nth) + "/" + std::to_string(c.n_tokens);
-                c.embd = model->images.find(c.key);
-                all   &= c.embd != nullptr;
+                c.embd = model->images.enabled() ? model->images.find(c.key) : nullptr;
             }
         }
-        return all;
+        std::vector<bool> res(pieces.n_images, false);
+        for (size_t i = use_archive && pieces.whole ? archive.covers(layout) : 0; i < layout.chunks.size(); ++i) {
+            const auto & c = layout.chunks[i];
+            if (c.media && !c.embd) {
+                res.at(c.image) = true;
+            }
+        }
+        return res;
     };
 
-    if (!model->images.empty()) {
-        auto res = lay_out(text, images, n_images, /*with_pixels =*/ false); // checks the sizes, too
-        if (find_kept(res)) {
+    std::vector<bool> missing = all;
+    if (!model->images.empty() || (use_archive && archive.n_tokens() > 0)) {
+        auto res = lay_out(pieces, std::vector<bool>(pieces.n_images, false)); // checks the sizes, too
+        missing = find_missing(res);
+        if (std::find(missing.begin(), missing.end(), true) == missing.end()) {
             return res;
         }
     }
-    auto res = lay_out(text, images, n_images, /*with_pixels =*/ true);
-    find_kept(res);
+    auto res = lay_out(pieces, missing);
+    find_missing(res);
     return res;
 }

@@ -12,6 +12,7 @@ static pac_engine_params without_texts(pac_engine_params params) {
 void pac_pool::check(const pac_engine_params & params, int32_t n_engines) {
     pac_check_range("n_engines", n_engines, 1, llama_max_parallel_sequences());
     pac_context::check(params);
+    pac_require(params.archive != PAC_ARCHIVE_FILE, "the engines of a pool cannot share an archive file: use another kind of archive");
     pac_check_range("n_engines * n_ctx", (int64_t) n_engines*params.n_ctx, 0, 1 << 30);
 }
 

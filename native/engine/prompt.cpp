@@ -44,11 +44,14 @@ void pac_batch::add(llama_token token, llama_pos pos, llama_seq_id seq, bool log
     batch.logits  [i]    = logits;
 }
 
-// runs f, which appends to the conversation; if that fails, all is as before
+// runs f, which appends to the conversation, or begins it anew; if that fails, all is as before, or empty
 template <typename F>
-void pac_engine::evaluate(F && f) {
+void pac_engine::evaluate(bool anew, F && f) {
     pac_turn mine(*context, { this });
 
+    if (anew) {
+        forget();
+    }
     const llama_pos pos   = n_pos;
     const int32_t   cells = n_cells;
 
@@ -167,81 +170,149 @@ static void check_fits(const pac_prompt_layout & layout, int32_t n_cells, int32_
     }
 }
 
-void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * observe,
-        pac_progress_callback progress, void * user_data, pac_prompt_info & out) {
-    const pac_cancel_scope scope({ this });
+struct pac_engine::job {
+    pac_turn          & turn;
+    const pac_pieces  & pieces;
+    pac_prompt_layout & layout;
+    const pac_method  * method; // observed; null: none
 
-    auto layout = prepare(text, images, n_images);
-    if (must_stop()) {
-        throw pac_error(PAC_ERR_CANCELLED, "cancelled");
+    pac_progress_callback progress;
+    void * user_data;
+
+    std::vector<float>   embeddings;
+    std::vector<uint8_t> encoded; // [n_images] something of the image was
+    double us_encode = 0;
+};
+
+void pac_engine::observe(const pac_prompt_layout & layout, const pac_method * method) {
+    observed = false;
+    llama_aircache_clear(ctx, seq); // of a prompt that was never compressed
+
+    if (method && layout.n_visual > 0) {
+        const auto m = pac_to_llama(*method);
+        pac_check(llama_aircache_observe(ctx, seq, layout.air_spans.data(), layout.air_spans.size(), layout.pos_end, &m,
+                layout.is_template.data()));
+        observed = true;
     }
-    check_fits(layout, n_cells, reserve, n_ctx());
+}
 
-    const int32_t n_tokens = layout.tokens.size();
-    std::vector<float>   new_embeddings;
-    std::vector<uint8_t> encoded(n_images); // something of the image was
+// the chunks at the beginning that need not be evaluated
+size_t pac_engine::restore(job & now) {
+    const size_t res = archive.covers(now.layout);
+    if (res > 0 && archive.restore(*this)) {
+        n_pos   = archive.n_pos();
+        n_cells = archive.n_tokens();
+        return res;
+    }
+    if (res > 0) {
+        llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1);
+        now.turn.pause([&] { now.layout = prepare(now.pieces, /*use_archive =*/ false); });
+        observe(now.layout, now.method);
+    }
+    return 0;
+}
 
-    evaluate([&](pac_turn & mine) {
-        context->make_room(n_cells + n_tokens + reserve);
+void pac_engine::run(job & now, size_t first) {
+    auto & chunks = now.layout.chunks;
 
-        observed   = false;
-        has_logits = false;
-        llama_aircache_clear(ctx, seq); // of a prompt that was never compressed
+    const int32_t n_tokens = now.layout.tokens.size();
+    int32_t n_done  = 0;
+    int32_t n_media = 0;
 
-        if (observe && layout.n_visual > 0) {
-            const auto m = pac_to_llama(*observe);
-            pac_check(llama_aircache_observe(ctx, seq, layout.air_spans.data(), layout.air_spans.size(), layout.pos_end, &m,
-                    layout.is_template.data()));
-            observed = true;
+    const auto report = [&](int32_t stage, int32_t done, int32_t total) {
+        if ((now.progress && !now.progress(stage, done, total, now.user_data)) || must_stop()) {
+            throw pac_error(PAC_ERR_CANCELLED, "cancelled");
         }
+    };
+    const auto prefilled = [&](int32_t n) {
+        n_done += n;
+        now.turn.pause([&] { report(2, n_done, n_tokens); });
+    };
+    const auto take = [&](const pac_embeddings & embd) {
+        if (keep_embeddings && embd) {
+            now.embeddings.insert(now.embeddings.end(), embd->begin(), embd->end());
+        }
+    };
 
-        int32_t n_done    = 0;
-        int32_t n_media   = 0;
-        double  us_encode = 0;
-
-        const auto report = [&](int32_t stage, int32_t done, int32_t total) {
-            if ((progress && !progress(stage, done, total, user_data)) || must_stop()) {
-                throw pac_error(PAC_ERR_CANCELLED, "cancelled");
-            }
-        };
-        const auto prefilled = [&](int32_t n) {
-            n_done += n;
-            mine.pause([&] { report(2, n_done, n_tokens); });
-        };
-
-        const int64_t t_start = llama_time_us();
-
-        for (auto & c : layout.chunks) {
-            if (!c.media) {
-                decode_text(c.tokens.data(), c.tokens.size(), &c == &layout.chunks.back(), prefilled);
-                continue;
-            }
-
-            llama_synchronize(ctx);
-            pac_embeddings embd = std::move(c.embd); // no longer held than needed
-            mine.pause([&] {
-                const int64_t t_encode = llama_time_us();
-                report(1, n_media, layout.n_media);
-                if (!embd) {
-                    bool known = false; // by now: another engine may have asked about the same image
-                    embd = model->encode(*this, c.media, c.key, known);
-                    encoded.at(c.image) |= !known;
-                }
-                report(1, ++n_media, layout.n_media);
-                if (keep_embeddings) {
-                    new_embeddings.insert(new_embeddings.end(), embd->begin(), embd->end());
-                }
-                us_encode += llama_time_us() - t_encode;
-            });
-
-            decode_media(c, embd, prefilled);
+    for (size_t i = 0; i < chunks.size(); ++i) {
+        auto & c = chunks[i];
+        if (i < first) {
+            n_done  += c.n_tokens;
+            n_media += c.media != nullptr;
+            take(c.embd);
+            continue;
+        }
+        if (!c.media) {
+            decode_text(c.tokens.data(), c.tokens.size(), i + 1 == chunks.size(), prefilled);
+            continue;
         }
 
         llama_synchronize(ctx);
+        pac_embeddings embd = std::move(c.embd); // no longer held than needed
+        now.turn.pause([&] {
+            const int64_t t_encode = llama_time_us();
+            report(1, n_media, now.layout.n_media);
+            if (!embd) {
+                bool known = false; // by now: another engine may have asked about the same image
+                embd = model->encode(*this, c.media, c.key, known);
+                now.encoded.at(c.image) |= !known;
+            }
+            report(1, ++n_media, now.layout.n_media);
+            take(embd);
+            now.us_encode += llama_time_us() - t_encode;
+        });
 
+        decode_media(c, embd, prefilled);
+
+        if (now.pieces.whole && observed && archive.wanted() && n_media == now.layout.n_media) {
+            archive.make(*this, now.layout, i + 1);
+        }
+    }
+    llama_synchronize(ctx);
+}
+
+void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * method,
+        pac_progress_callback progress, void * user_data, pac_prompt_info & out) {
+    prompt({ { { text, nullptr, 0 } }, images, n_images, /*whole =*/ false }, reserve, method, progress, user_data, out);
+}
+
+void pac_engine::conversation(std::vector<pac_part> parts, const pac_image * images, int32_t n_images, int32_t reserve, const pac_method * method,
+        pac_progress_callback progress, void * user_data, pac_prompt_info & out) {
+    archive.begin();
+    prompt({ std::move(parts), images, n_images, /*whole =*/ true }, reserve, method, progress, user_data, out);
+}
+
+void pac_engine::prompt(const pac_pieces & pieces, int32_t reserve, const pac_method * method, pac_progress_callback progress, void * user_data,
+        pac_prompt_info & out) {
+    const pac_cancel_scope scope({ this });
+
+    auto layout = prepare(pieces, /*use_archive =*/ true);
+    if (must_stop()) {
+        throw pac_error(PAC_ERR_CANCELLED, "cancelled");
+    }
+    check_fits(layout, pieces.whole ? 0 : n_cells, reserve, n_ctx());
+
+    std::vector<float>   new_embeddings;
+    std::vector<uint8_t> encoded(pieces.n_images);
+
+    evaluate(pieces.whole, [&](pac_turn & mine) {
+        context->make_room(n_cells + (int32_t) layout.tokens.size() + reserve);
+
+        job now = { mine, pieces, layout, method, progress, user_data, {}, std::move(encoded) };
+
+        has_logits = false;
+        observe(layout, method);
+
+        const int64_t t_start = llama_time_us();
+        run(now, pieces.whole ? restore(now) : 0);
+
+        const auto kept = archive.info();
         out = {};
-        out.ms_encode  = us_encode/1000;
-        out.ms_prefill = (llama_time_us() - t_start - us_encode)/1000;
+        out.ms_encode  = now.us_encode/1000;
+        out.ms_prefill = (llama_time_us() - t_start - now.us_encode)/1000 - (pieces.whole ? kept.ms_make + kept.ms_restore : 0);
+
+        encoded        = std::move(now.encoded);
+        new_embeddings = std::move(now.embeddings);
     });
 
     has_logits    = true;
@@ -255,13 +326,13 @@ void pac_engine::prompt(const char * text, const pac_image * images, int32_t n_i
     n_decodes      = 0;
     n_reused_start = llama_perf_context(ctx).n_reused;
 
-    out.n_tokens  = n_tokens;
+    out.n_tokens  = prompt_tokens.size();
     out.n_visual  = n_visual;
     out.n_past    = n_cells;
     out.n_spans   = spans.size();
     out.spans     = spans.data();
     out.n_encoded = std::count(encoded.begin(), encoded.end(), 1);
-    out.n_reused  = n_images - out.n_encoded;
+    out.n_reused  = pieces.n_images - out.n_encoded;
 }
 
 void pac_engine::check_step(int32_t token) {
@@ -278,7 +349,7 @@ void pac_engine::decode(int32_t token) {
     check_step(token);
 
     const pac_cancel_scope scope({ this });
-    evaluate([&](pac_turn &) {
+    evaluate(false, [&](pac_turn &) {
         decode_text(&token, 1, true, [](int32_t) {});
         sampler.accept(token);
     });

@@ -47,20 +47,11 @@ static void check_text(const char * name, const char * text) {
 }
 
 static llama_sampler_ptr parse_grammar(const llama_vocab * vocab, const std::string & text) {
-    std::string why;
-    pac_take_logged_error();
-    try {
-        llama_sampler_ptr res(llama_sampler_init_grammar(vocab, text.c_str(), "root"));
-        if (res) {
-            return res;
-        }
-        why = pac_take_logged_error();
-    } catch (const std::bad_alloc &) {
-        throw;
-    } catch (const std::exception & e) {
-        why = e.what();
+    llama_sampler_ptr res(llama_sampler_init_grammar(vocab, text.c_str(), "root"));
+    if (!res) {
+        throw pac_error(PAC_ERR_ARGUMENT, "the grammar cannot be used: " + pac_shorten(aircache_grammar_reason(), 240));
     }
-    throw pac_error(PAC_ERR_ARGUMENT, "the grammar cannot be used: " + pac_shorten(why, 240));
+    return res;
 }
 
 void pac_sampler::set(const pac_sampling & wanted) {
@@ -153,7 +144,6 @@ void pac_sampler::check(int32_t token) {
 void pac_sampler::accept(int32_t token) {
     history.reserve(history.size() + 1);
     if (started && grammar) {
-        const aircache_grammar_limit limit;
         try {
             llama_sampler_accept(grammar.get(), token);
         } catch (const std::runtime_error & e) {
@@ -174,7 +164,6 @@ bool pac_sampler::fits(int32_t token) const {
     llama_token_data       one = { token, 1.0f, 0.0f };
     llama_token_data_array arr = { &one, 1, -1, false };
 
-    const aircache_grammar_limit limit;
     try {
         llama_sampler_apply(grammar.get(), &arr);
     } catch (const std::runtime_error & e) {
@@ -194,19 +183,13 @@ void pac_sampler::list_candidates(const float * logits) {
 }
 
 void pac_sampler::apply_grammar() {
-    {
-        const aircache_grammar_limit limit;
-        try {
-            llama_sampler_apply(grammar.get(), &array);
-        } catch (const std::runtime_error & e) {
-            throw pac_error(PAC_ERR_COMPUTE, e.what());
-        }
+    try {
+        llama_sampler_apply(grammar.get(), &array);
+    } catch (const std::runtime_error & e) {
+        throw pac_error(PAC_ERR_COMPUTE, e.what());
     }
     const auto end = std::remove_if(array.data, array.data + array.size, [](const llama_token_data & c) { return c.logit == -INFINITY; });
     array.size = end - array.data;
-    if (array.size == 0) {
-        throw pac_error(PAC_ERR_COMPUTE, "no token of the model's vocabulary fits the grammar at this place");
-    }
 }
 
 int32_t pac_sampler::draw() {

@@ -40,6 +40,7 @@ enum llama_aircache_status {
     LLAMA_AIRCACHE_STATE       = -3, // called in the wrong order, or the prompt was not decoded completely
     LLAMA_AIRCACHE_MEMORY      = -4,
     LLAMA_AIRCACHE_COMPUTE     = -5,
+    LLAMA_AIRCACHE_FILE        = -6, // of an archive: it cannot be written, or is not what was written
 };
 
 // One run of visual tokens: the positions [p0, p1) of a sequence. With M-RoPE all of an image's tokens stand at p0 and
@@ -81,9 +82,11 @@ LLAMA_API int32_t llama_aircache_dims(struct llama_context * ctx, llama_seq_id s
 
 // Importance I (docs/method.md, section 1): scores [n_layer, n_visual]; observers [n_layer, n_text]: 1 where the text token
 // belongs to the layer's window; alive [n_layer]: attention entries of at least 1 % of their row's maximum with ALLOC_VL,
-// 0 otherwise. observers, alive: NULL when not wanted. STATE: the method needs more than the observed one did.
+// 0 otherwise. observers, alive: NULL when not wanted. n_...: elements that the array beside has room for; ARGUMENT, before
+// anything is computed, where that is too little. STATE: the method needs more than the observed one did.
 LLAMA_API int32_t llama_aircache_score(struct llama_context * ctx, llama_seq_id seq,
-        const struct llama_aircache_method * method, float * scores, uint8_t * observers, double * alive);
+        const struct llama_aircache_method * method, float * scores, int64_t n_scores, uint8_t * observers, int64_t n_observers,
+        double * alive, int64_t n_alive);
 
 // Layer budgets (docs/method.md, section 2). Pure. alive [n_layer]: of llama_aircache_score, needed by ALLOC_VL alone.
 // budgets [n_layer]; strength, skewness: [n_layer] as measured, or NULL.
@@ -92,9 +95,10 @@ LLAMA_API int32_t llama_aircache_allocate(const struct llama_aircache_method * m
         int32_t * budgets, double * strength, double * skewness);
 
 // The budgets[l] highest scores of each layer, ties to the lower index (docs/method.md, section 3). Pure.
-// rank: 0, or r: the r-th highest alone (budgets must be 1). kept [sum of budgets]: layer after layer, ascending.
+// rank: 0, or r: the r-th highest alone (budgets must be 1). kept [sum of budgets]: layer after layer, ascending; it has room
+// for n_kept_max elements (ARGUMENT, with nothing written, where that is too little).
 LLAMA_API int32_t llama_aircache_select(const float * scores, int32_t n_layer, int32_t n_visual,
-        const int32_t * budgets, int32_t rank, int32_t * kept);
+        const int32_t * budgets, int32_t rank, int32_t * kept, int64_t n_kept_max);
 
 // Keeps only the given visual tokens of the observed spans in every layer and closes up the cache; ends the observation.
 // merge: share of the dropped tokens, nearest first, that is averaged into the nearest kept one of its layer.
@@ -201,6 +205,50 @@ LLAMA_API int32_t llama_aircache_resize(struct llama_context * ctx, int32_t n_ce
 LLAMA_API int32_t llama_aircache_synthetic(struct llama_context * ctx, llama_seq_id seq,
         const struct llama_aircache_span * spans, int32_t n_spans, llama_pos pos_end, uint32_t seed,
         const struct llama_aircache_method * method);
+
+//
+// Asking again: the full cells of a prompt up to its last image, kept for the next question (docs/asking-again.md).
+//
+//   llama_aircache_archive_make(ctx, seq, p1, NULL, &archive);   // when the last image is decoded; before the eviction
+//   ...                                                          // question, eviction, answer
+//   llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1);     // observe refuses images that are compressed
+//   llama_aircache_observe(ctx, seq, spans, n_spans, pos_end, &method, NULL);   // of the whole conversation
+//   llama_aircache_archive_restore(ctx, seq, archive);
+//   llama_decode(...)                                            // all text from p1 on: questions, answers, the new question
+//   llama_aircache_compress(...)                                 // as after a fresh prefill, bit for bit
+//
+
+// Opaque. Independent of the context once it is made: it may be restored into any sequence of any context of the same model
+// with a cache of the same types, also when the one that it was made from is gone.
+struct llama_aircache_archive;
+
+// A copy of the cells of seq at the positions [0, p1), and of what is observed there at this moment: the queries of text
+// between images and of the last visual tokens; with WINDOW_ALL the sums, if nothing from p1 on is decoded yet. p1: one past the
+// last image. path: NULL for host memory; else a file, which is written whole or not at all, is the archive's own and is removed
+// with it. STATE: seq is compressed already, or has no cells there. FILE: it cannot be written, or a file that is no archive is there.
+LLAMA_API int32_t llama_aircache_archive_make(struct llama_context * ctx, llama_seq_id seq, llama_pos p1, const char * path,
+        struct llama_aircache_archive ** out);
+
+// The same on the devices of the layers.
+LLAMA_API int32_t llama_aircache_archive_make_on_device(struct llama_context * ctx, llama_seq_id seq, llama_pos p1,
+        struct llama_aircache_archive ** out);
+
+// Free bytes on the devices that hold the cache: of the one with the least; -1 when it lies in host memory.
+LLAMA_API int32_t llama_aircache_device_free(struct llama_context * ctx, int64_t * bytes);
+
+// Empties seq and puts the archived cells in its place, [0, n) of its stream; gives what was observed to the observation of seq,
+// which was begun with llama_aircache_observe before (without one only cells come back: enough where all observed tokens stand
+// behind p1, or nothing is compressed). Text from p1 on is to be decoded next.
+// Before anything changes: STATE when the archive does not hold what the observation needs (another window; several images),
+// UNSUPPORTED when other sequences share the stream, ARGUMENT when it is of another model or type of cache, FILE when the file is
+// damaged or gone. When it fails later, seq is empty.
+LLAMA_API int32_t llama_aircache_archive_restore(struct llama_context * ctx, llama_seq_id seq, const struct llama_aircache_archive * archive);
+
+// What its copies take; 0 for NULL.
+LLAMA_API int64_t llama_aircache_archive_bytes(const struct llama_aircache_archive * archive);
+
+// Removes its file, too. NULL: nothing.
+LLAMA_API void llama_aircache_archive_free(struct llama_aircache_archive * archive);
 
 // Ends an observation and frees its memory. What is compressed stays so (llama_memory_seq_rm removes it).
 LLAMA_API int32_t llama_aircache_clear(struct llama_context * ctx, llama_seq_id seq);

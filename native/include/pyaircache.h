@@ -132,6 +132,15 @@ PAC_API int32_t pac_model_forget_images(pac_model * model);
 // engine
 //
 
+// Where the full cells of a prompt stay for the next question, up to its last image (pac_conversation).
+enum pac_archive_kind {
+    PAC_ARCHIVE_NONE   = 0, // nowhere
+    PAC_ARCHIVE_AUTO   = 1, // on the layers' devices where at least twice as much is free there, else in host memory likewise, else nowhere
+    PAC_ARCHIVE_DEVICE = 2, // on the devices; of layers on a CPU that is host memory
+    PAC_ARCHIVE_RAM    = 3, // in host memory
+    PAC_ARCHIVE_FILE   = 4
+};
+
 struct pac_engine_params {
     uint32_t     size;         // sizeof(struct pac_engine_params)
     int32_t      n_ctx;        // context window in cells; 0: the model's own, at most 32768. llama.cpp rounds it up to
@@ -145,8 +154,11 @@ struct pac_engine_params {
     bool         keep_embeddings; // for pac_image_embeddings
     bool         resize_kv;    // on devices, with one sequence: make K and V anew, as large as needed, after a compression and before
                                // a prompt. Elsewhere memory comes and goes by pages. True by default
+    int32_t      archive;      // enum pac_archive_kind: of the prompts of pac_conversation that are observed
+    const char * archive_path; // with PAC_ARCHIVE_FILE: a file that is written anew, and removed with the engine. One that is
+                               // there and is no archive is refused when it is to be written
 };
-PAC_API struct pac_engine_params pac_engine_default_params(void);
+PAC_API struct pac_engine_params pac_engine_default_params(void); // PAC_ARCHIVE_NONE
 
 // A new conversation on a model.
 PAC_API int32_t pac_engine_new (pac_model * model, const struct pac_engine_params * params, pac_engine ** out);
@@ -277,6 +289,37 @@ PAC_API int32_t pac_layout(pac_engine * engine, const char * text, const struct 
 PAC_API int32_t pac_prompt(pac_engine * engine, const char * text, const struct pac_image * images, int32_t n_images,
         int32_t reserve, const struct pac_method * observe, pac_progress_callback progress, void * user_data, struct pac_prompt_info * out);
 
+// A piece of a conversation: text to be tokenised, whose markers are replaced by the next images; or, where text is NULL, tokens
+// as they are, such as an answer's.
+struct pac_part {
+    const char    * text;
+    const int32_t * tokens; // [n_tokens]
+    int32_t         n_tokens;
+};
+
+// Begins a conversation anew with all of these parts as one prompt, as pac_prompt would after pac_reset. Spans, tokens and scores
+// are those of the whole; all of its images are compressed together by its last question. What the archive holds of its beginning is
+// not evaluated again: cells, scores and logits are those of a prefill from the beginning. Where it cannot serve (pac_archive_get says
+// why), all is evaluated, with the embeddings that are kept. With observe, the archive is then made anew, up to the last image.
+// Fails as pac_prompt, but what was there before is gone, except for the archive (PAC_ERR_CONTEXT, and faulty arguments: all is as
+// it was). PAC_ERR_MEMORY, PAC_ERR_FILE: also when the archive that was asked for by its place cannot be made.
+PAC_API int32_t pac_conversation(pac_engine * engine, const struct pac_part * parts, int32_t n_parts,
+        const struct pac_image * images, int32_t n_images, int32_t reserve, const struct pac_method * observe,
+        pac_progress_callback progress, void * user_data, struct pac_prompt_info * out);
+
+struct pac_archive_info {
+    uint32_t     size;       // sizeof(struct pac_archive_info), set by the caller
+    int32_t      kind;       // enum pac_archive_kind: where it is now; NONE: there is none
+    int64_t      bytes;      // that it takes there
+    int32_t      n_tokens;   // that it holds of the conversation's beginning
+    int32_t      n_restored; // tokens of the last pac_conversation that came from it
+    double       ms_make;    // of the last pac_conversation; 0: it was not made then
+    double       ms_restore; // likewise
+    const char * why;        // "" or why there is none, or why the last one did not serve; until the next pac_conversation
+};
+// The archive stays until pac_reset, or until another one is made.
+PAC_API int32_t pac_archive_get(const pac_engine * engine, struct pac_archive_info * out);
+
 struct pac_scores {
     int32_t n_layers;
     int32_t n_visual;
@@ -313,10 +356,10 @@ PAC_API int32_t pac_compress(pac_engine * engine, const struct pac_method * meth
 // allocation vl, else NULL. strength, skewness: NULL or [n_layers].
 PAC_API int32_t pac_allocate(const struct pac_method * method, const float * scores, const double * alive,
         int32_t n_layers, int32_t n_visual, int32_t * budgets, double * strength, double * skewness);
-// Kept sets of docs/method.md, section 3: budgets [n_layers] -> kept [sum of budgets]; pure, no engine. rank: 0,
-// or as in pac_method.
+// Kept sets of docs/method.md, section 3: budgets [n_layers] -> kept [sum of budgets], which has room for n_kept_max
+// elements; pure, no engine. rank: 0, or as in pac_method.
 PAC_API int32_t pac_select(const float * scores, int32_t n_layers, int32_t n_visual, const int32_t * budgets, int32_t rank,
-        int32_t * kept);
+        int32_t * kept, int64_t n_kept_max);
 
 // Token ids of the last prompt, [n_tokens] of its pac_prompt_info: -1 for visual ones. pac_span.first, pac_scores.elite and
 // so on count them. PAC_ERR_STATE when there was none.

@@ -260,9 +260,9 @@ common_json server_aircache_from_anthropic(const common_json & body) {
         }
     }
     common_json res = common_json::object();
-    for (const char * field : COMMON_AIRCACHE_FIELDS) {
-        if (body.contains(field)) {
-            res[field] = body.at(field);
+    for (const auto & field : common_aircache_fields()) {
+        if (body.contains(field.name)) {
+            res[field.name] = body.at(field.name);
         }
     }
     return res;

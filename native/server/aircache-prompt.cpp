@@ -16,20 +16,6 @@
 
 namespace {
 
-// Images at and behind token `from` that are to be compressed. With sound in the prompt none are: its tokens are
-// neither text that observes nor cells that can be dropped.
-std::vector<server_aircache_chunk> list_wanted(const server_tokens & prompt, size_t from) {
-    if (!prompt.aircache.wanted.active()) {
-        return {};
-    }
-    auto res = server_aircache_chunks(prompt);
-    if (!std::all_of(res.begin(), res.end(), [](const server_aircache_chunk & m) { return m.is_image(); })) {
-        return {};
-    }
-    res.erase(res.begin(), std::find_if(res.begin(), res.end(), [&](const server_aircache_chunk & m) { return m.idx >= from; }));
-    return res;
-}
-
 // 1 for the text tokens behind the first of the images that belong to the chat template
 std::vector<uint8_t> find_template(const llama_vocab * vocab, const server_tokens & prompt, const std::vector<server_aircache_chunk> & images) {
     std::vector<uint8_t> res;
@@ -52,8 +38,25 @@ void check(int32_t status) {
 
 } // namespace
 
+std::vector<server_aircache_chunk> server_aircache_images(const server_tokens & prompt, size_t from) {
+    if (!prompt.aircache.wanted.active()) {
+        return {};
+    }
+    auto res = server_aircache_chunks(prompt);
+    if (!std::all_of(res.begin(), res.end(), [](const server_aircache_chunk & m) { return m.is_image(); })) {
+        return {};
+    }
+    res.erase(res.begin(), std::find_if(res.begin(), res.end(), [&](const server_aircache_chunk & m) { return m.idx >= from; }));
+    return res;
+}
+
 size_t server_aircache_reusable(const server_tokens & cached, const server_tokens & prompt, size_t n_common) {
     const auto & cells = cached.aircache.cells;
+    if (prompt.aircache.compressed()) { // not a request's
+        const auto & other = prompt.aircache.cells;
+        const bool same = cells.n_tokens == other.n_tokens && n_common >= cells.n_tokens && cells.params == other.params;
+        return same ? n_common : 0;
+    }
     if (cells.n_tokens > 0) {
         // not at n_common == n_tokens: the first token of the answer comes from the cells of the whole image
         const bool goes_on = n_common > cells.n_tokens && prompt.aircache.wanted == cells.params;
@@ -62,7 +65,7 @@ size_t server_aircache_reusable(const server_tokens & cached, const server_token
         }
     }
 
-    const auto images = list_wanted(prompt, cells.n_tokens);
+    const auto images = server_aircache_images(prompt, std::max(cells.n_tokens, cached.aircache.n_observed));
     return images.empty() ? n_common : std::min(n_common, images.front().idx);
 }
 
@@ -102,7 +105,7 @@ static server_aircache_stats continued(const server_prompt_aircache & compressed
 void server_aircache_observer::observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx,
         const server_tokens & prompt, size_t n_past) {
     const bool done   = observing || !error.empty();
-    const auto images = done ? std::vector<server_aircache_chunk>() : list_wanted(prompt, n_past);
+    const auto images = done ? std::vector<server_aircache_chunk>() : server_aircache_images(prompt, n_past);
     if (images.empty()) {
         return;
     }
@@ -124,13 +127,21 @@ void server_aircache_observer::observe(llama_context * ctx, llama_seq_id seq, co
     }
 }
 
+// memory as a whole, all slots; what is not known stays 0
+static void add_memory(llama_context * ctx, const server_prompt_aircache & cells, server_aircache_stats & stats) {
+    stats.kv_bytes_reserved = (int64_t) llama_n_ctx(ctx)*cells.kv_bytes_cell;
+    llama_aircache_resident(ctx, &stats.kv_bytes_allocated);
+}
+
 std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observer::compress(llama_context * ctx, llama_seq_id seq,
-        size_t n_tokens, const server_prompt_aircache & before, const common_params_aircache & wanted) {
+        const server_tokens & held, const common_params_aircache & wanted) {
     const int64_t t_start = llama_time_us();
 
-    server_prompt_aircache res = before;
+    server_prompt_aircache res = held.aircache.cells;
     bool lost = false;
     if (observing) try {
+        archive(ctx, seq, held);
+
         const auto method = wanted.resolve();
         auto done = llama_aircache_compression_empty();
         check(llama_aircache_compress(ctx, seq, &method, false, &done));
@@ -139,7 +150,7 @@ std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observe
         auto stats = llama_aircache_stats_empty();
         check(llama_aircache_stats(ctx, seq, &stats));
 
-        res.n_tokens  = n_tokens;
+        res.n_tokens  = held.size();
         res.params    = wanted;
         res.n_visual += done.n_visual;
         res.n_kept   += (double) done.n_kept/done.n_layer;
@@ -150,43 +161,50 @@ std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observe
         error = e.what();
         lost  = llama_memory_seq_pos_max(llama_get_memory(ctx), seq) < 0; // in the middle of the moves: nothing is left
         LOG_ERR("slot %d: its images are not compressed: %s\n", seq, error.c_str());
-        res = before;
+        res = held.aircache.cells;
     }
 
-    auto timings = continued(res, n_tokens);
+    auto timings = continued(res, held.size());
     timings.keep   = wanted.resolve().keep;
     timings.method = wanted.method;
     timings.ms     = (llama_time_us() - t_start)/1000.0;
     timings.error  = error;
     timings.lost   = lost;
-    end(ctx, seq);
+    timings.n_recalled = n_recalled;
+    add_memory(ctx, res, timings);
     return { res, timings };
 }
 
-bool server_aircache_observer::finish(llama_context * ctx, llama_seq_id seq, size_t n_tokens, const common_params_aircache & wanted,
-        server_prompt_aircache & cells, server_aircache_stats & stats,
-        const std::function<void(std::function<void()> &&)> & yield) {
+bool server_aircache_observer::finish(llama_context * ctx, llama_seq_id seq, const common_params_aircache & wanted, server_tokens & held,
+        server_aircache_stats & stats, const std::function<void(std::function<void()> &&)> & yield) {
+    auto & cells = held.aircache.cells;
     if (!active()) {
         if (cells.n_tokens > 0) {
-            stats = continued(cells, n_tokens);
+            stats = continued(cells, held.size());
+            add_memory(ctx, cells, stats);
         }
         return true;
     }
 
     std::pair<server_prompt_aircache, server_aircache_stats> res;
     yield([&]() {
-        res = compress(ctx, seq, n_tokens, cells, wanted);
+        res = compress(ctx, seq, held, wanted);
     });
+    end(ctx, seq, held);
     server_aircache_count(res.first.n_visual - cells.n_visual, res.first.n_kept - cells.n_kept, res.second.ms);
     cells = std::move(res.first);
     stats = std::move(res.second);
     return !stats.lost;
 }
 
-void server_aircache_observer::end(llama_context * ctx, llama_seq_id seq) {
+void server_aircache_observer::end(llama_context * ctx, llama_seq_id seq, server_tokens & held) {
     if (observing) {
         llama_aircache_clear(ctx, seq);
         observing = false;
     }
+    held.aircache.n_observed = 0;
+    n_recalled = 0;
+    n_granted  = 0;
+    waits      = false;
     error.clear();
 }

@@ -1,5 +1,6 @@
 // What can be asked for: flags and the fields of requests.
 #include "aircache-server.h"
+#include "aircache-limits.h"
 
 #include "common.h"
 #include "log.h"
@@ -55,10 +56,18 @@ bool server_aircache_init(common_params & params, llama_context * ctx_tgt, const
     }
     try {
         check(params, params.aircache);
+        server_aircache_memory::init(ctx_tgt);
     } catch (const std::invalid_argument & e) {
         LOG_ERR("%s\n", e.what());
         return false;
     }
+    // a draft model has cells of its own, and adapters change those of the target
+    const bool archives = has_images && params.aircache.refused.empty() && !ctx_dft && params.lora_adapters.empty();
+    if (!archives && common_aircache_get_limits().archive_mib > 0) {
+        LOG_WRN("--aircache-archive has no effect: it needs images, slots that can be compressed, no draft model and no adapters\n");
+    }
+    server_aircache_archives_init(archives);
+
     const std::lock_guard<std::mutex> lock(flags_mutex);
     flags = params.aircache;
     return true;

@@ -46,7 +46,12 @@ void server_aircache_stats::add_to(common_json & timings) const {
         {"ms",            ms},
         {"kv_bytes_full", kv_bytes_full},
         {"kv_bytes",      kv_bytes},
+        {"kv_bytes_allocated", kv_bytes_allocated},
+        {"kv_bytes_reserved",  kv_bytes_reserved},
     };
+    if (n_recalled > 0) {
+        res["recalled_tokens"] = n_recalled;
+    }
     if (!error.empty()) {
         res["error"] = error;
     }
@@ -83,18 +88,25 @@ void server_aircache_show_metrics(bool shown) {
     counters.shown = shown;
 }
 
+void server_aircache_write_metric(std::ostream & out, const char * type, const char * name, const char * description, double value) {
+    out << "# HELP llamacpp:aircache_" << name << " " << description << "\n"
+        << "# TYPE llamacpp:aircache_" << name << " " << type << "\n"
+        << "llamacpp:aircache_"        << name << " " << value << "\n";
+}
+
 void server_aircache_write_metrics(std::ostream & out) {
+    server_aircache_memory::write_metrics(out);
+
     const std::lock_guard<std::mutex> lock(counters.mutex);
     const auto counter = [&](const char * name, const char * description, double value) {
-        out << "# HELP llamacpp:aircache_" << name << " " << description << "\n"
-            << "# TYPE llamacpp:aircache_" << name << " counter\n"
-            << "llamacpp:aircache_"        << name << " " << value << "\n";
+        server_aircache_write_metric(out, "counter", name, description, value);
     };
     if (counters.shown) {
         counter("visual_tokens_total", "Visual tokens of the images that were compressed",       counters.n_visual);
         counter("kept_tokens_total",   "Of these, the tokens kept, as a mean over the layers",   counters.n_kept);
         counter("milliseconds_total",  "Time spent choosing and moving KV cells",                counters.ms);
         counter("images_reused_total", "Images whose embeddings were kept from another request", server_aircache_embds_reused());
+        server_aircache_archives_write_metrics(out);
     }
 }
 

@@ -9,6 +9,7 @@
 // Counters and kept embeddings are the process's: llama-server is one server.
 #pragma once
 
+#include "aircache-memory.h"
 #include "aircache-params.h"
 
 #include "llama-aircache.h"
@@ -73,6 +74,7 @@ struct server_prompt_aircache {
 struct server_aircache_tokens {
     common_params_aircache wanted; // of a request's prompt
     server_prompt_aircache cells;  // of a slot's
+    size_t n_observed = 0;         // of a slot's that is being decoded: tokens that came from an archive, with what was observed of them
 
     bool compressed() const { return cells.n_tokens > 0; }
 
@@ -87,8 +89,11 @@ struct server_aircache_stats {
     double  n_kept    = 0;
     double  keep      = 1;
     double  ms        = 0; // of this request: 0 when it continued a compressed prompt without new images
+    size_t  n_recalled = 0; // tokens that came from an archive
     int64_t kv_bytes_full = 0;
     int64_t kv_bytes  = 0;
+    int64_t kv_bytes_allocated = 0; // of all slots: memory that was taken for cells
+    int64_t kv_bytes_reserved  = 0; // of all slots: what the unpatched server takes
     std::string method;
     std::string error;     // why nothing was compressed although it was asked for
     bool    lost      = false; // and the slot's cells are gone: the request cannot be answered
@@ -102,6 +107,7 @@ struct server_aircache_stats {
 //  - A compressed prefix can be used only as a whole, by a request that goes on behind it, generated text included, and
 //    asks for the same compression. So no question is answered from cells that another one chose, except for the next
 //    turns of the same conversation.
+//  - What two slots hold is the same when it was compressed at the same token in the same way: the host's prompt cache asks.
 //  - Images that are to be compressed are decoded together with all that follows them, because what follows chooses
 //    their cells: the prefix ends before the first image that is not compressed yet.
 size_t server_aircache_reusable(const server_tokens & cached, const server_tokens & prompt, size_t n_common);
@@ -109,9 +115,6 @@ size_t server_aircache_reusable(const server_tokens & cached, const server_token
 // Removes what a slot's memory holds from position p0 on, behind the tokens that are kept; in the draft model's as well.
 // false: the compressed prefix would be cut, which stays or goes as a whole.
 bool server_aircache_truncate(const common_memory & mem, llama_seq_id seq, server_tokens & kept, llama_pos p0);
-
-// of a slot whose images are compressed, when its state is to be saved
-inline constexpr char SERVER_AIRCACHE_NO_FILE[] = "The slot's images are compressed (aircache_keep), which a file cannot hold";
 
 // The prompt that a slot is decoding.
 class server_aircache_observer {
@@ -123,21 +126,32 @@ public:
     // When it fails, the prompt goes on uncompressed and finish() reports the error.
     void observe(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx, const server_tokens & prompt, size_t n_past);
 
+    // Call before it is decided how much of what a slot holds the prompt can use. Where there is an archive of its images, the
+    // slot holds them afterwards, whole and observed, and nothing else.
+    void recall(llama_context * ctx, llama_seq_id seq, const mtmd_context * mctx, server_tokens & held, const server_tokens & prompt);
+
     // Call when the last token of the prompt is decoded. Chooses and moves; on failure nothing has changed, unless it
     // returns false: then the slot's cells are lost. `yield` runs what it is given while the server answers other requests;
     // the results are written once it is back, as /slots and /metrics read them.
-    bool finish(llama_context * ctx, llama_seq_id seq, size_t n_tokens, const common_params_aircache & wanted,
-            server_prompt_aircache & cells, server_aircache_stats & stats,
-            const std::function<void(std::function<void()> &&)> & yield);
+    bool finish(llama_context * ctx, llama_seq_id seq, const common_params_aircache & wanted, server_tokens & held,
+            server_aircache_stats & stats, const std::function<void(std::function<void()> &&)> & yield);
 
     // the request is over, whatever came of it
-    void end(llama_context * ctx, llama_seq_id seq);
+    void end(llama_context * ctx, llama_seq_id seq, server_tokens & held);
+
+    // KV memory of its answer (aircache-memory.h)
+    int32_t n_granted = 0; // cells
+    bool    waits     = false;
 
 private:
     std::pair<server_prompt_aircache, server_aircache_stats> compress(llama_context * ctx, llama_seq_id seq,
-            size_t n_tokens, const server_prompt_aircache & before, const common_params_aircache & wanted);
+            const server_tokens & held, const common_params_aircache & wanted);
+
+    // keeps what compress() is about to evict
+    void archive(llama_context * ctx, llama_seq_id seq, const server_tokens & held);
 
     bool observing = false;
+    size_t n_recalled = 0;
     std::string error; // of observe
 };
 
@@ -150,9 +164,9 @@ void server_aircache_compress(Slots & slots, int32_t off, int32_t n, Queue & que
         if (slot.state != state::SLOT_STATE_DONE_PROMPT || slot.task->is_child() || slot.i_batch < off || slot.i_batch >= off + n) {
             continue;
         }
-        const bool ok = slot.aircache.finish(slot.ctx_tgt, slot.id, slot.prompt.n_tokens(), slot.task->tokens.aircache.wanted,
-            slot.prompt.tokens.aircache.cells, slot.stats.aircache,
+        const bool ok = slot.aircache.finish(slot.ctx_tgt, slot.id, slot.task->tokens.aircache.wanted, slot.prompt.tokens, slot.stats.aircache,
             [&](std::function<void()> && work) { queue.yield_to_queue(std::move(work)); });
+        server_aircache_wake(queue);
         if (ok) {
             continue;
         }
@@ -167,6 +181,30 @@ void server_aircache_compress(Slots & slots, int32_t off, int32_t n, Queue & que
         }
     }
 }
+
+//
+// files of slots: aircache-states.cpp
+//
+
+// The tokens of a slot, as its file holds them, with a record of the compression behind them if there is one.
+std::vector<char> server_aircache_pack(const server_aircache_tokens & aircache, std::vector<char> packed);
+
+// Takes the record off again. Throws std::runtime_error when it is damaged, or of another version.
+server_prompt_aircache server_aircache_unpack(std::vector<llama_token> & packed);
+
+// Gives it to the restored tokens. Throws std::runtime_error when it does not say of the slot's restored cells what they are.
+void server_aircache_take(llama_context * ctx, llama_seq_id seq, server_tokens & restored, server_prompt_aircache cells);
+
+//
+// archives of images' cells: aircache-archive.cpp
+//
+
+void server_aircache_archives_init(bool possible); // of another model; those at hand are dropped
+
+// Tokens of the prompt that an archive holds, 0: there is none that could be used.
+size_t server_aircache_archived(const server_tokens & prompt);
+
+void server_aircache_archives_write_metrics(std::ostream & out);
 
 //
 // image embeddings by content, kept for other questions on an image: aircache-embds.cpp
@@ -198,3 +236,4 @@ void server_aircache_add_timings(const server_slot_stats & stats, common_json & 
 void server_aircache_count(int32_t n_visual, double n_kept, double ms);
 void server_aircache_show_metrics(bool shown);
 void server_aircache_write_metrics(std::ostream & out);
+void server_aircache_write_metric(std::ostream & out, const char * type, const char * name, const char * description, double value);

@@ -1,4 +1,4 @@
-// The media in a prompt's tokens: for aircache-prompt.cpp and aircache-embds.cpp.
+// The media in a prompt's tokens: for the files here that look into them.
 #pragma once
 
 #include "server-common.h"
@@ -25,3 +25,7 @@ inline std::vector<server_aircache_chunk> server_aircache_chunks(const server_to
     }
     return res;
 }
+
+// Images at and behind token `from` that are to be compressed. With sound in the prompt none are: its tokens are
+// neither text that observes nor cells that can be dropped.
+std::vector<server_aircache_chunk> server_aircache_images(const server_tokens & prompt, size_t from);

@@ -6,7 +6,7 @@ import codecs
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +148,30 @@ class AnswerStream(Iterator[str]):
         self._ending = why
         self._obey()
 
+    @property
+    def unseen(self) -> int | None:
+        """The answer's last token, which the engine has not seen yet; None where there is none yet, or none follows."""
+        tokens = self._question.turn.tokens
+        return tokens[-1] if tokens and not self._done else None
+
+    def advance(self, decode: Callable[[int], object], began: float) -> None:
+        """Generates one token, for those who decode for several answers at once.
+
+        Args:
+            decode: Lets the engine see `unseen`; raises what `Engine.decode` raises.
+            began: When the work for this token began, by ``time.perf_counter``.
+
+        Raises:
+            CancelledError, StateError, ForkError: As `__next__`.
+        """
+        fork.check(self._pid)
+
+        def one() -> None:
+            self._guarded(lambda: self._step(decode, began))
+            self._refuse_ended()
+
+        self._steps.hold(Lease(self._steps, "generating an answer"), one)
+
     def abandon(self, exc: BaseException) -> None:
         """Ends a stream that does not reach its caller: the question never was."""
         self._finish(_reason(exc))
@@ -184,37 +208,51 @@ class AnswerStream(Iterator[str]):
         """One piece of text; the caller holds `_steps`."""
         turn = self._question.turn
         before = len(turn.answer)
+
+        def piece() -> None:
+            while not self._done and len(turn.answer) == before:
+                self._step()
+
+        self._guarded(piece)
+        if len(turn.answer) > before:
+            return turn.answer[before:]
+        self._refuse_ended()
+        raise StopIteration
+
+    def _guarded(self, steps: Callable[[], None]) -> None:
+        """Calls what generates, unless the answer has ended; what it raises ends it. The caller holds `_steps`."""
         if not self._done and self._ending:  # readers who queue for their steps must not keep it open
             self._finish_as_asked()
         if not self._done and not self._held:
             self._finish("interrupted")
+        if self._done:
+            return
         outside, self._lease.thread = self._lease.thread, threading.get_ident()
         try:
-            while not self._done and len(turn.answer) == before:
-                self._step()
+            steps()
         except BaseException as exc:
             self._finish(_reason(exc))
             raise
         finally:
             self._lease.thread = outside
-        if len(turn.answer) > before:
-            return turn.answer[before:]
-        if self._ending and not self._complete:
+
+    def _refuse_ended(self) -> None:
+        """Raises what somebody else ended the stream with, before the answer was complete."""
+        if self._done and self._ending and not self._complete:
             raise CancelledError(CANCELLED) if self._ending == CANCELLED else StateError(self._ending)
-        raise StopIteration
 
     @property
     def _complete(self) -> bool:
         return self._question.report.stop_reason in ("end", "stop", "max_tokens", "context")
 
-    def _step(self) -> None:
+    def _step(self, decode: Callable[[int], object] | None = None, began: float | None = None) -> None:
         """Appends one token to the answer, or finishes it."""
-        began = time.perf_counter()
+        began = time.perf_counter() if began is None else began
         engine, turn = self._session.engine, self._question.turn
         options, report, tokens = self._question.options, self._question.report, turn.tokens
         if tokens:
             try:
-                unless_cancelled(lambda: engine.decode(tokens[-1]), lambda: self._lease.cancelled)
+                (decode or self._decode)(tokens[-1])
             except ContextError:
                 return self._finish("context")
             self._decodes += 1
@@ -237,6 +275,9 @@ class AnswerStream(Iterator[str]):
             self._finish("stop")
         elif len(tokens) >= options.max_tokens:
             self._finish("max_tokens")
+
+    def _decode(self, token: int) -> None:
+        unless_cancelled(lambda: self._session.engine.decode(token), lambda: self._lease.cancelled)
 
     def _likely(self, token: int, n: int) -> TokenLogprob:
         """How likely a token was that the engine has just drawn, and the n most likely ones."""

@@ -217,13 +217,7 @@ class Asking:
     ) -> Answer | AnswerStream:
         """Reads the arguments, waits for the Chat, and answers."""
         started = time.perf_counter()
-        default = self._options
-        chosen = Options(
-            keep=default.keep if keep is None else keep,
-            choice=default.choice if method is None else choose(method),
-            system=default.system if system is None else None if system is False else system,
-            **options,
-        )
+        chosen = chosen_options(self._options, keep, method, system, **options)
         flag("stream", stream)
         seconds, told = checks.timeout(timeout), callback(on_progress)
         fork.check(self._pid)
@@ -256,6 +250,20 @@ class Asking:
 
     def _refuse_closed(self) -> None:
         raise NotImplementedError
+
+
+def chosen_options(default: Options, keep: float | None, method: Any, system: Any, **options: Any) -> Options:
+    """Options of a question, as it names them or as the Chat has them.
+
+    Raises:
+        ArgumentError: A value is outside its limits.
+    """
+    return Options(
+        keep=default.keep if keep is None else keep,
+        choice=default.choice if method is None else choose(method),
+        system=default.system if system is None else None if system is False else system,
+        **options,
+    )
 
 
 def _refuse_two_systems(request: Request) -> None:

@@ -7,7 +7,7 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal, TypeVar, overload
@@ -23,6 +23,7 @@ from ..spans import Span
 from .answer import Answer, AnswerStream
 from .chat import Chat
 from .gate import Lease
+from .many import Answered, Item
 from .model import Model
 from .options import AskOptions, Unpack, refuse_unknown, says_options
 from .session import CANCELLED
@@ -197,6 +198,38 @@ class AsyncChat:
         refuse_unknown("complete", options, "reuse", "stream")
         return await self._answer("_complete", messages, reuse=reuse, stream=stream, **options)
 
+    @says_options
+    async def ask_many(
+        self,
+        items: Iterable[Item],
+        *,
+        n_parallel: int = 8,
+        n_ctx: int | None = None,
+        **options: Unpack[AskOptions],
+    ) -> AsyncIterator[Answered]:
+        """See `Chat.ask_many`: an asynchronous generator, with threads of its own. They take the questions, too.
+
+        A task that is cancelled while it waits for an answer stops all of them.
+        """
+        if self._made is None:
+            async with Turn(self._turns, "loading", None):
+                await self._chat()
+        chat = self.chat
+        thread = ThreadPoolExecutor(1, thread_name_prefix="pyaircache-many")
+        try:
+            run = await self._run(lambda: chat._many(items, n_parallel, n_ctx, options), lambda: None, thread)
+            answers = run.answers()
+            try:
+                while True:
+                    done = await self._run(lambda: next(answers, None), lambda: run.end(CANCELLED), thread)
+                    if done is None:
+                        return
+                    yield done
+            finally:
+                await self._run(run.close, lambda: None, thread)
+        finally:
+            thread.shutdown(wait=False)
+
     async def spans(self, size: tuple[int, int], *, timeout: float | None = None) -> list[Span]:
         """See `Chat.spans`."""
         return await self._hold("spans()", lambda chat: chat.spans(size), timeout)
@@ -287,8 +320,11 @@ class AsyncChat:
             self._stream = weakref.ref(pieces)
             return pieces
 
-    async def _run(self, call: Callable[[], Result], cancel: Callable[[], object]) -> Result:
-        """Calls something in the thread. A task that is cancelled cancels it, and goes on when it has ended.
+    async def _run(
+        self, call: Callable[[], Result], cancel: Callable[[], object], thread: ThreadPoolExecutor | None = None
+    ) -> Result:
+        """Calls something in the thread, or in another one. A task that is cancelled cancels it, and goes on when it
+        has ended.
 
         Raises:
             RuntimeError: It raised a StopIteration, which no coroutine can.
@@ -300,7 +336,7 @@ class AsyncChat:
             except StopIteration as exc:  # no future holds one: whoever waits for it would do so for ever
                 raise RuntimeError("a policy or callback raised StopIteration") from exc
 
-        future = asyncio.get_running_loop().run_in_executor(self._thread, holdable)
+        future = asyncio.get_running_loop().run_in_executor(thread or self._thread, holdable)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:

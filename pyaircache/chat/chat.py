@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 from .. import checks
@@ -19,10 +20,12 @@ from ..methods.policy import Policy
 from ..progress import OnProgress
 from ..spans import Span
 from .answer import CLOSED
+from .archives import Archive, engine_options
 from .asking import Asking, warning
 from .gate import Gate, Lease
+from .many import AskingMany, Item, Many, Settings
 from .model import Model, threads
-from .options import Options
+from .options import AskOptions, Options
 from .session import CANCELLED, Session
 
 Result = TypeVar("Result")
@@ -30,7 +33,7 @@ Result = TypeVar("Result")
 CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
 
 
-class Chat(Asking):
+class Chat(Asking, AskingMany):
     """One conversation with a model.
 
     ::
@@ -64,6 +67,11 @@ class Chat(Asking):
         n_threads: CPU threads, at most 512; None: the Model's number; 0: one per physical core.
         cache_type_k: Type of the cache's keys: f32, f16, bf16, q8_0 or q4_0.
         cache_type_v: Type of its values.
+        archive: Where the full cells of a prompt stay, up to its last picture, so that a follow-up sees all of it again
+            (docs/asking-again.md). ``"device"``: beside the cache; ``"ram"``: in host memory; a path: a file, or one in
+            that folder, which is removed with the Chat; ``"none"``: nowhere, and a follow-up sees what the questions
+            before it left; ``"auto"``: on the device or in RAM where at least twice as much is free, else nowhere. The
+            report says which it is. ``keep=1`` needs none and makes none.
         rpc_servers: ``"host:port"`` of ggml RPC servers to compute on, several separated by commas or as a list.
         image_urls: Whether pictures may be ``http(s)://`` addresses, which are then fetched (docs/pictures.md).
         image_cache_bytes: Memory for the embeddings of pictures that were encoded; None: 256 MiB; 0: none are kept.
@@ -99,6 +107,7 @@ class Chat(Asking):
         n_threads: int | None = None,
         cache_type_k: CacheType = "f16",
         cache_type_v: CacheType = "f16",
+        archive: Archive = "auto",
         rpc_servers: str | Sequence[str] | None = None,
         image_cache_bytes: int | None = None,
         image_urls: bool = False,
@@ -110,6 +119,7 @@ class Chat(Asking):
             "n_threads": threads(n_threads),
             "cache_type_k": one_of("cache_type_k", cache_type_k, CACHE_TYPES),
             "cache_type_v": one_of("cache_type_v", cache_type_v, CACHE_TYPES),
+            **engine_options(archive),
         }
         of_model: dict[str, Any] = {
             "mmproj": mmproj,
@@ -124,6 +134,7 @@ class Chat(Asking):
         self._pid = os.getpid()
         self._closing = False
         self._gate = Gate()
+        self._runs: weakref.WeakSet[Many] = weakref.WeakSet()
         self._log = log.Listener() if flag("verbose", verbose) else None
         try:
             if isinstance(model, Model):
@@ -134,11 +145,12 @@ class Chat(Asking):
                 self.model, self._own = Model(model, n_threads=n_threads, **of_model), True
             if n_threads is None:
                 options["n_threads"] = self.model.n_threads
+            self._engine_options = options
             self._engine: EngineLike = self._gate.hold(
                 Lease(self._gate, "loading"),
                 lambda: Engine(self.model.loaded, **options),  # type: ignore[arg-type]
             )
-            self._session = Session(self._engine, self.model.path.name)
+            self._session = Session(self._engine, self.model.path.name, archives=bool(options["archive"]))
         except BaseException:
             self._quieten()
             raise
@@ -264,6 +276,8 @@ class Chat(Asking):
         if self._pid != os.getpid():
             return
         self._closing = True
+        for run in list(self._runs):
+            run.end(CLOSED)
         try:
             self._gate.hold(Lease(self._gate, "close()"), self._engine.close, seconds, self._end_stream)
         finally:
@@ -303,6 +317,15 @@ class Chat(Asking):
             return body()
 
         return self._gate.hold(Lease(self._gate, what), checked, timeout)
+
+    def _many(self, items: Iterable[Item], n_parallel: int, n_ctx: int | None, options: AskOptions) -> Many:
+        fork.check(self._pid)
+        self._refuse_closed()
+        cells = self.info.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 0, 2**31 - 1)
+        settings = Settings(self.model, self._options, self._image_urls, self._engine_options, cells)
+        run = Many(settings, items, n_parallel, options)
+        self._runs.add(run)
+        return run
 
     def _refuse_closed(self) -> None:
         if self._closing or self._engine.closed:

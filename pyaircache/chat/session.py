@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -9,9 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..engine import selection
+from ..engine.conversing import Part
 from ..engine.marshal import Progress
 from ..engine.protocol import EngineLike
-from ..engine.structs import Compression, PromptInfo, Scores
+from ..engine.structs import Compression, EngineMethod, PromptInfo, Scores
 from ..errors import CancelledError, ProjectorError, StateError, UnsupportedError
 from ..methods.policy import PolicyContext, kept_sets
 from ..progress import ProgressLine
@@ -94,13 +96,15 @@ class Session:
     put right before the next question. Not thread-safe.
     """
 
-    def __init__(self, engine: EngineLike, model_name: str) -> None:
+    def __init__(self, engine: EngineLike, model_name: str, archives: bool = False) -> None:
         self.info = engine.info()
         self.marker = engine.marker() if self.info.vision else ""
         self.turns: list[Turn] = []
         self.engine = engine
         self._model_name = model_name
         self._stale = False  # whether the engine may hold something else than `turns`
+        self._archives = archives  # whether the engine was told to keep a prompt's full cells for the next question
+        self._archived = False  # whether it does, of this conversation
 
     def messages(self) -> list[dict[str, Any]]:
         """The conversation as OpenAI-style messages."""
@@ -124,7 +128,7 @@ class Session:
         self.turns = []
         self._stale = True
         self.engine.reset()
-        self._stale = False
+        self._stale = self._archived = False
 
     def begin(self, request: Request, cancelled: Callable[[], bool]) -> Question:
         """Does everything that comes before the first token: prompt and compression.
@@ -149,17 +153,18 @@ class Session:
         images = any(one.images for one in given)
         if images:
             self._require_vision()
-        method = choice.engine(options.keep) if images else None
+        again = self._begins_again(turns, images, choice.engine(options.keep))
+        method = choice.engine(options.keep) if images or again else None
         if method is not None and not self.info.can_compress:
             raise UnsupportedError(f"{self.info.why_not}; keep=1.0 asks without compression")
 
         rendered, fed = next_prompt(self.engine.apply_template, turns, [one.message for one in given])
         turn = Turn(given, rendered, fed, method, choice.policy)
-        if images:
+        if images or again:
             turn.keep, turn.name, turn.alpha = options.keep, choice.name, choice.alpha
         self.engine.set_sampling(options.sampling)  # refuses a grammar before anything is evaluated
-        # What holds for a follow-up is what the last images' question left; a question without images loses nothing
-        shown = next((one for one in [turn, *reversed(turns)] if one.images), turn)
+        # Without an archive, what holds for a follow-up is what the last images' question left
+        shown = turn if again else next((one for one in [turn, *reversed(turns)] if one.images), turn)
         report = Report(
             keep=shown.keep,
             method=shown.name,
@@ -167,8 +172,10 @@ class Session:
             seed=options.reported_seed,
             parameters=options.parameters(),
         )
-        if images:
-            report.pictures, report.projector = pictures.infos(turn.images), self.info.projector
+        seen = [*turns, turn] if again else [turn]
+        if images or again:
+            report.pictures = pictures.infos([image for one in seen for image in one.images])
+            report.projector = self.info.projector
             report.tile_side = pictures.tile_side(self.engine, self.info.projector)
         raised: list[CancelledError] = []
 
@@ -186,18 +193,31 @@ class Session:
                     raised.append(exc)
                     raise
 
-            if turns:
+            if again:
+                self._stale = True
+                self._feed(turn, progress, over, report, turns)
+            elif turns:
                 self._catch_up(turns, progress, over)
                 self.engine.set_sampling(options.sampling)
             else:
                 self._stale = True
                 self.engine.reset()
-            self._feed(turn, progress, over, report)
+                self._archived = False
+            if not again:
+                self._feed(turn, progress, over, report)
         self._stale = True  # until the turn is one of `turns`
-        if method is None or turns:
+        if method is None or (turns and not again):
             cells = sum(one.n_prompt + len(one.tokens) for one in [*turns, turn])
             report.kv_bytes_full = cells * self.info.kv_bytes_per_token
         return Question([*turns, turn], report, options)
+
+    def _begins_again(self, turns: list[Turn], images: bool, method: EngineMethod | None) -> bool:
+        """Whether a question is asked with the conversation before it as one prompt, which sees all images again."""
+        if not self._archives or not (images or any(turn.images for turn in turns)):
+            return False
+        if not turns:
+            return method is not None
+        return self._archived
 
     def _placed(self, request: Request) -> tuple[list[Turn], list[Given]]:
         """(the turns that the request follows, the messages that are new to them)."""
@@ -211,7 +231,9 @@ class Session:
             return self.turns, given
         method, policy = options.choice.engine(options.keep), options.choice.policy
         count, covered = matching(
-            self.turns, given, lambda turn: not turn.images or (turn.method == method and turn.policy is policy)
+            self.turns,
+            given,
+            lambda turn: self._archived or not turn.images or (turn.method == method and turn.policy is policy),
         )
         return self.turns[:count], given[covered:]
 
@@ -280,23 +302,63 @@ class Session:
         result = self.engine.evict(turn.kept)
         return scores, replace(result, strength=strength, skewness=skewness, ms_score=scores.ms + ms_policy)
 
+    def _begin_again(
+        self, turns: list[Turn], progress: Progress, cancelled: Callable[[], bool], report: Report | None
+    ) -> PromptInfo:
+        """Evaluates a conversation as one prompt, but for what the archive holds of it."""
+        parts: list[Part] = [turns[0].fed]
+        for last, turn in itertools.pairwise(turns):
+            parts += [last.tokens, turn.fed]
+        images = [image for turn in turns for image in turn.images]
+        observe = turns[-1].method or False
+        prompt = unless_cancelled(
+            lambda: self.engine.conversation(parts, images, reserve=_RESERVE, observe=observe, progress=progress),
+            cancelled,
+        )
+        archive = self.engine.archive()
+        self._archived = archive.kind != "none"
+        if report is not None:
+            report.archive, report.archive_bytes, report.archive_note = archive.kind, archive.bytes, archive.why
+            report.n_restored, report.ms_restore, report.ms_archive = (
+                archive.n_restored,
+                archive.ms_restore,
+                archive.ms_make,
+            )
+        return prompt
+
     def _decode(self, tokens: list[int], cancelled: Callable[[], bool]) -> None:
         for token in tokens:
             unless_cancelled(lambda token=token: self.engine.decode(token), cancelled)  # type: ignore[misc]
 
     def _feed(
-        self, turn: Turn, progress: Progress, cancelled: Callable[[], bool], report: Report | None = None
+        self,
+        turn: Turn,
+        progress: Progress,
+        cancelled: Callable[[], bool],
+        report: Report | None = None,
+        before: list[Turn] | None = None,
     ) -> None:
-        """Evaluates a turn's prompt and compresses; fills in the report."""
-        observe = turn.method or False
-        prompt = unless_cancelled(
-            lambda: self.engine.prompt(turn.fed, turn.images, reserve=_RESERVE, observe=observe, progress=progress),
-            cancelled,
-        )
-        compressed = self._compress(turn, prompt, cancelled) if turn.method is not None else None
+        """Evaluates a turn's prompt and compresses; fills in the report.
+
+        ``before``: turns that are evaluated with it as one prompt, or taken from the archive; None: they lie in the
+        engine already.
+        """
+        method = turn.method if turn.images or before is not None else None
+        if before is None:
+            observe = method or False
+            prompt = unless_cancelled(
+                lambda: self.engine.prompt(turn.fed, turn.images, reserve=_RESERVE, observe=observe, progress=progress),
+                cancelled,
+            )
+        else:
+            prompt = self._begin_again([*before, turn], progress, cancelled, report)
+        compressed = self._compress(turn, prompt, cancelled) if method is not None else None
         refuse_cancelled(cancelled)
         stats = self.engine.stats()
-        turn.n_prompt, turn.n_past = prompt.n_tokens, stats.n_past
+        if before:
+            turn.kept = None  # of all images: not what this turn by itself would leave
+        turn.n_prompt = prompt.n_tokens - sum(one.n_prompt + len(one.tokens) for one in before or ())
+        turn.n_past = stats.n_past
         if report is None:
             return
         report.prompt_tokens, report.visual_tokens, report.spans = prompt.n_tokens, prompt.n_visual, prompt.spans

@@ -16,7 +16,7 @@ from ..chat.answer import Answer
 from ..chat.chat import Chat
 from ..images import load_images
 from . import options, terminal
-from .arguments import pictures_and_question, refuse_addresses, stdin, text_of
+from .arguments import pictures_and_question, refuse_addresses, stdin
 
 
 @click.command(cls=options.MethodCommand)
@@ -30,21 +30,8 @@ from .arguments import pictures_and_question, refuse_addresses, stdin, text_of
 @options.as_json
 @click.option("--heatmap", metavar="OUT.png", help="Paint what was kept onto the image; several: OUT-1.png ...")
 @click.option("-c", "--ctx", type=int, help="Context window in tokens; default: the model's own, at most 32768.")
-@click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="Longest answer.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: always the most likely token.")
-@click.option("--top-k", type=int, metavar="K", help="Draw among the K most likely tokens; 0: all.")
-@click.option("--top-p", type=float, metavar="P", help="Draw among those that have this probability together, (0, 1].")
-@click.option("--min-p", type=float, metavar="P", help="Draw among those this likely, relative to the best, [0, 1].")
-@click.option("--repeat-penalty", type=float, metavar="X", help="Above 1: tokens that were there become less likely.")
-@click.option("--seed", type=int, help="Of an answer with a temperature, and of random scores.")
-@click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before this text; may be repeated.")
-@click.option("--json-schema", metavar="FILE|JSON", help="The answer is JSON that follows this schema.")
-@click.option("--grammar", metavar="FILE", help="The answer follows this GBNF grammar.")
-@click.option("-ngl", "--n-gpu-layers", type=int, default=-1, show_default=True, help="Layers on the GPU; -1: all.")
-@click.option("-t", "--threads", type=int, help="CPU threads; default: one per physical core.")
-@click.option("-ctk", "--cache-type-k", default="f16", show_default=True, help="Type of the cache's keys.")
-@click.option("-ctv", "--cache-type-v", default="f16", show_default=True, help="Type of the cache's values.")
-@click.option("--rpc", "rpc_servers", metavar="HOST:PORT,...", help="Compute on ggml RPC servers.")
+@options.answering
+@options.computing
 @click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log, and the report, on stderr.")
 def ask(
     arguments: tuple[str, ...],
@@ -57,23 +44,14 @@ def ask(
     as_json: bool,
     heatmap: str | None,
     ctx: int | None,
-    max_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repeat_penalty: float | None,
     seed: int | None,
-    stop: tuple[str, ...],
-    json_schema: str | None,
-    grammar: str | None,
     n_gpu_layers: int,
     threads: int | None,
     cache_type_k: str,
     cache_type_v: str,
     rpc_servers: str | None,
     verbose: bool,
-    **parts: str | None,
+    **more: Any,
 ) -> None:
     """Ask QUESTION about any number of images ("-" reads one from stdin).
 
@@ -88,16 +66,8 @@ def ask(
     if not image_urls:
         refuse_addresses(names)
     _check_heatmap(heatmap, names)
-    asking = options.given(
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        stop=stop,
-        json_schema=text_of("--json-schema", json_schema, "{"),
-        grammar=text_of("--grammar", grammar),
-    )
-    loading = options.given(system=system) | options.chosen(parts, seed)
+    asking = options.asking(**options.take(more, options.ANSWERING), seed=seed)
+    loading = options.given(system=system) | options.chosen(more, seed)
     # Read once: stdin has no second time, and what lies at an address may change before it is painted
     pictures = load_images([stdin() if name == "-" else name for name in names] or None, urls=image_urls)
     chat = Chat(
@@ -112,7 +82,6 @@ def ask(
         verbose=verbose,
         **loading,
     )
-    asking |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with (
         chat,
         terminal.Interrupts(chat.cancel),

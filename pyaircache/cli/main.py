@@ -18,6 +18,7 @@ from ..engine import engine
 from ..errors import ArgumentError, CancelledError, EngineError, PyAircacheError
 from . import terminal
 from .ask import ask
+from .batch import batch
 from .bench import bench
 from .convert import convert
 from .demo import demo
@@ -100,7 +101,7 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, ask, info, methods, convert, bench, serve_command):
+for _command in (demo, ask, batch, info, methods, convert, bench, serve_command):
     main.add_command(_command)
 
 if __name__ == "__main__":

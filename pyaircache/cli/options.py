@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import click
 
 from ..methods import grammar
 from ..methods.choice import refined
+from .arguments import text_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -37,6 +38,70 @@ def projector(mmproj: str | None, no_mmproj: bool) -> str | Literal[False] | Non
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given: neither None nor empty."""
     return {name: value for name, value in options.items() if value is not None and value != ()}
+
+
+def _together(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several decorators as one, in the order of the help."""
+
+    def decorate(command: Command) -> Command:
+        for one in reversed(decorators):
+            command = one(command)
+        return command
+
+    return decorate
+
+
+answering = _together(
+    click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="Longest answer."),
+    click.option("--temperature", type=float, default=0.0, show_default=True, help="0: always the most likely token."),
+    click.option("--top-k", type=int, metavar="K", help="Draw among the K most likely tokens; 0: all."),
+    click.option(
+        "--top-p", type=float, metavar="P", help="Draw among those that have this probability together, (0, 1]."
+    ),
+    click.option(
+        "--min-p", type=float, metavar="P", help="Draw among those this likely, relative to the best, [0, 1]."
+    ),
+    click.option(
+        "--repeat-penalty", type=float, metavar="X", help="Above 1: tokens that were there become less likely."
+    ),
+    click.option("--seed", type=int, help="Of an answer with a temperature, and of random scores."),
+    click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before this text; may be repeated."),
+    click.option("--json-schema", metavar="FILE|JSON", help="The answer is JSON that follows this schema."),
+    click.option("--grammar", metavar="FILE", help="The answer follows this GBNF grammar."),
+)
+"""How answers are drawn: ``ANSWERING``, and ``--seed``."""
+
+ANSWERING = (
+    "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "stop", "json_schema", "grammar"
+)  # fmt: skip
+"""The parameters of `answering`, which `asking` reads."""
+
+computing = _together(
+    click.option("-ngl", "--n-gpu-layers", type=int, default=-1, show_default=True, help="Layers on the GPU; -1: all."),
+    click.option("-t", "--threads", type=int, help="CPU threads; default: one per physical core."),
+    click.option("-ctk", "--cache-type-k", default="f16", show_default=True, help="Type of the cache's keys."),
+    click.option("-ctv", "--cache-type-v", default="f16", show_default=True, help="Type of the cache's values."),
+    click.option("--rpc", "rpc_servers", metavar="HOST:PORT,...", help="Compute on ggml RPC servers."),
+)
+"""Where and how it is computed."""
+
+
+def asking(json_schema: str | None, grammar: str | None, **options: Any) -> dict[str, Any]:
+    """What the options of `answering` say, as `Chat.ask` takes it.
+
+    Raises:
+        click.UsageError: A file cannot be read.
+    """
+    texts = {
+        "json_schema": text_of("--json-schema", json_schema, "{"),
+        "grammar": text_of("--grammar", grammar),
+    }
+    return given(**options, **texts)
+
+
+def take(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Takes some options out of others."""
+    return {name: options.pop(name) for name in names}
 
 
 class MethodCommand(click.Command):

@@ -5,6 +5,7 @@ logits. It checks what the engine needs, and holds no conversation and no lock.
 """
 
 from ..spans import Size, Span
+from .conversing import Part
 from .engine import STAGE_ENCODE, STAGE_LOAD, STAGE_PREFILL, Engine, version
 from .marshal import Progress
 from .model import EngineModel
@@ -12,6 +13,9 @@ from .pool import EnginePool
 from .protocol import EngineLike, ModelLike, PoolLike
 from .selection import allocate, named_methods, select, statistics
 from .structs import (
+    ARCHIVES,
+    ArchiveInfo,
+    ArchiveKind,
     CacheType,
     Compression,
     EngineMethod,
@@ -27,9 +31,12 @@ from .structs import (
 )
 
 __all__ = [
+    "ARCHIVES",
     "STAGE_ENCODE",
     "STAGE_LOAD",
     "STAGE_PREFILL",
+    "ArchiveInfo",
+    "ArchiveKind",
     "CacheType",
     "Compression",
     "Engine",
@@ -43,6 +50,7 @@ __all__ = [
     "ModelFacts",
     "ModelInfo",
     "ModelLike",
+    "Part",
     "PoolLike",
     "Progress",
     "PromptInfo",

@@ -19,6 +19,7 @@ from ..errors import ArgumentError, StateError
 from ..spans import Size, Span
 from . import fork, library
 from . import model as models
+from .conversing import Conversing
 from .marshal import (
     Progress,
     ProgressCallback,
@@ -26,11 +27,12 @@ from .marshal import (
     c_images,
     c_method,
     c_params,
+    compression_of,
     free_in,
     indices,
     int32,
+    scores_of,
     set_field,
-    split,
     struct_fields,
     text,
     utf8,
@@ -53,7 +55,7 @@ STAGE_LOAD, STAGE_ENCODE, STAGE_PREFILL = 0, 1, 2
 
 OPTIONS = (
     "n_ctx", "n_batch", "n_ubatch", "n_threads", "cache_type_k", "cache_type_v", "flash_attn", "keep_embeddings",
-    "resize_kv",
+    "archive", "archive_path", "resize_kv",
 )  # fmt: skip
 """Fields of ``pac_engine_params``."""
 
@@ -66,7 +68,7 @@ def version() -> str:
     return text(ffi, lib.pac_version())
 
 
-class Engine:
+class Engine(Conversing):
     """One conversation with a model; see ``pyaircache.h`` for what each call does.
 
     Not thread-safe: one call at a time, :meth:`cancel` excepted. Engines on one model may be used by different threads
@@ -79,7 +81,8 @@ class Engine:
         progress: Called while loading.
         options: ``n_ctx`` (cells; 0: the model's own, at most 32768), ``n_batch`` (tokens a call), ``n_ubatch`` (tokens
             a graph), ``n_threads``, ``cache_type_k`` and ``cache_type_v`` (`CacheType`), ``flash_attn`` (-1 auto, 0
-            off, 1 on), ``keep_embeddings``, ``resize_kv`` (on devices: K and V as large as is needed, docs/memory.md);
+            off, 1 on), ``keep_embeddings``, ``resize_kv`` (on devices: K and V as large as is needed, docs/memory.md),
+            ``archive`` (index into `ARCHIVES`), ``archive_path`` (of one in a file);
             with a path those of `EngineModel`, too. None keeps a default.
 
     Raises:
@@ -244,14 +247,17 @@ class Engine:
         callback = ProgressCallback(self._ffi, progress)
         reserve = int32("reserve", reserve)
         out = self._ffi.new("struct pac_prompt_info *")
-        method = EngineMethod(keep=1.0) if observe is True else observe
-        method = self._method(method) if method else self._ffi.NULL
+        observed = self._observed(observe)
         status = self._lib.pac_prompt(
-            self._engine, utf8(text), pictures, len(images), reserve, method, callback.pointer, self._ffi.NULL, out
+            self._engine, utf8(text), pictures, len(images), reserve, observed, callback.pointer, self._ffi.NULL, out
         )
         callback.raise_pending()
         check(status)
         return self._prompt_info(out)
+
+    def _observed(self, observe: EngineMethod | bool) -> Any:
+        method = EngineMethod(keep=1.0) if observe is True else observe
+        return self._method(method) if method else self._ffi.NULL
 
     def _prompt_info(self, out: Any) -> PromptInfo:
         spans = [Span(**struct_fields(self._ffi, out.spans[i], Span)) for i in range(out.n_spans)]
@@ -273,7 +279,7 @@ class Engine:
         """Importance of every visual token in every layer (docs/method.md, section 1)."""
         out = self._ffi.new("struct pac_scores *")
         check(self._lib.pac_score(self._engine, self._method(method), out))
-        return self._scores(out)
+        return scores_of(self._ffi, out)
 
     def evict(self, kept: Sequence[NDArray[np.int32]], mask_only: bool = False, merge: float = 0.0) -> Compression:
         """Evicts all visual tokens but the given ones. kept: per layer, ascending visual indices.
@@ -288,42 +294,17 @@ class Engine:
         arrays = (self._ffi.from_buffer("int32_t[]", values) for values in (budgets, flat))
         share, hidden = between("merge", merge, 0.0, 1.0), flag("mask_only", mask_only)
         check(self._lib.pac_evict(self._engine, *arrays, share, hidden, out))
-        return self._compression(out)
+        return compression_of(self._ffi, out)
 
     def compress(self, method: EngineMethod, mask_only: bool = False) -> tuple[Scores, Compression]:
         """Scores, allocates, selects and evicts (docs/method.md, sections 1 to 3)."""
         scores, out = self._ffi.new("struct pac_scores *"), self._ffi.new("struct pac_compression *")
         hidden = flag("mask_only", mask_only)
         check(self._lib.pac_compress(self._engine, self._method(method), hidden, scores, out))
-        return self._scores(scores), self._compression(out)
+        return scores_of(self._ffi, scores), compression_of(self._ffi, out)
 
     def _method(self, method: EngineMethod) -> Any:
         return c_method(self._ffi, self._lib, method)
-
-    def _scores(self, out: Any) -> Scores:
-        ffi, layers, visual = self._ffi, out.n_layers, out.n_visual
-        sizes = array(ffi, out.n_elite, layers, np.int32)
-        return Scores(
-            scores=array(ffi, out.scores, layers * visual, np.float32).reshape(layers, visual),
-            elite=split(array(ffi, out.elite, int(sizes.sum()), np.int32), sizes),
-            alive=array(ffi, out.alive, layers, np.float64),
-            ms=out.ms,
-        )
-
-    def _compression(self, out: Any) -> Compression:
-        ffi, layers = self._ffi, out.n_layers
-        budgets = array(ffi, out.budgets, layers, np.int32)
-        return Compression(
-            **struct_fields(
-                ffi,
-                out,
-                Compression,
-                budgets=budgets,
-                kept=split(array(ffi, out.kept, int(budgets.sum()), np.int32), budgets),
-                strength=array(ffi, out.strength, layers, np.float64),
-                skewness=array(ffi, out.skewness, layers, np.float64),
-            )
-        )
 
     # -- answer -------------------------------------------------------------------------------------------------------
 

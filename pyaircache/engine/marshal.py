@@ -14,7 +14,7 @@ from ..checks import shown, whole
 from ..errors import ArgumentError
 from ..spans import Size
 from . import log
-from .structs import EngineMethod
+from .structs import Compression, EngineMethod, Scores
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -71,25 +71,29 @@ def struct_fields(ffi: Any, struct: Any, cls: type, **ready: Any) -> dict[str, A
     return values
 
 
-def c_images(ffi: Any, images: Sequence[NDArray[np.uint8] | Size]) -> tuple[Any, list[Any]]:
-    """Pictures for C: (array of ``pac_image``, buffers that must outlive it). A size stands for one without pixels.
+def scores_of(ffi: Any, out: Any) -> Scores:
+    """A ``struct pac_scores`` as `Scores`."""
+    layers, visual = out.n_layers, out.n_visual
+    sizes = array(ffi, out.n_elite, layers, np.int32)
+    return Scores(
+        scores=array(ffi, out.scores, layers * visual, np.float32).reshape(layers, visual),
+        elite=split(array(ffi, out.elite, int(sizes.sum()), np.int32), sizes),
+        alive=array(ffi, out.alive, layers, np.float64),
+        ms=out.ms,
+    )
 
-    Raises:
-        ArgumentError: One is no C-contiguous uint8 [H, W, 3] or [frames, H, W, 3].
-    """
-    items = ffi.new("struct pac_image[]", max(len(images), 1))
-    buffers = []
-    for i, image in enumerate(images):
-        if isinstance(image, tuple):
-            items[i].width, items[i].height = image
-            continue
-        contiguous = image.dtype == np.uint8 and image.flags.c_contiguous
-        if not contiguous or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.shape[0] == 0:
-            raise ArgumentError("the engine takes C-contiguous uint8 images [H, W, 3] and videos [frames, H, W, 3]")
-        buffers.append(ffi.from_buffer("uint8_t[]", image))
-        items[i].n_frames = image.shape[0] if image.ndim == 4 else 0
-        items[i].height, items[i].width, items[i].rgb = *image.shape[-3:-1], buffers[-1]
-    return items, buffers
+
+def compression_of(ffi: Any, out: Any) -> Compression:
+    """A ``struct pac_compression`` as `Compression`."""
+    layers = out.n_layers
+    budgets = array(ffi, out.budgets, layers, np.int32)
+    ready = {
+        "budgets": budgets,
+        "kept": split(array(ffi, out.kept, int(budgets.sum()), np.int32), budgets),
+        "strength": array(ffi, out.strength, layers, np.float64),
+        "skewness": array(ffi, out.skewness, layers, np.float64),
+    }
+    return Compression(**struct_fields(ffi, out, Compression, **ready))
 
 
 def int32(name: str, value: object) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..errors import PyAircacheError
 from ..spans import Size
 from . import structs
+from .conversing import Part
 from .engine import Engine
 from .marshal import Progress
 from .model import EngineModel
@@ -57,6 +58,18 @@ class EngineLike(Protocol):
         observe: structs.EngineMethod | bool = False,
         progress: Progress | None = None,
     ) -> structs.PromptInfo: ...
+
+    def conversation(
+        self,
+        parts: Sequence[Part],
+        images: Sequence[NDArray[np.uint8]] = (),
+        *,
+        reserve: int = 0,
+        observe: structs.EngineMethod | bool = False,
+        progress: Progress | None = None,
+    ) -> structs.PromptInfo: ...
+
+    def archive(self) -> structs.ArchiveInfo: ...
 
     def score(self, method: structs.EngineMethod) -> structs.Scores: ...
 

@@ -107,7 +107,7 @@ def select(scores: NDArray[np.float32], budgets: NDArray[np.int32], rank: int = 
     kept = np.empty(int(budgets.sum()), dtype=np.int32)
     out = ffi.from_buffer("int32_t[]", kept, require_writable=True)
     counts = ffi.from_buffer("int32_t[]", budgets)
-    check(lib.pac_select(ffi.from_buffer("float[]", scores), layers, visual, counts, rank, out))
+    check(lib.pac_select(ffi.from_buffer("float[]", scores), layers, visual, counts, rank, out, len(out)))
     return split(kept, budgets)
 
 

@@ -16,6 +16,12 @@ from ..spans import Span
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 """Types of the cache's keys and values."""
 
+ArchiveKind = Literal["none", "auto", "device", "ram", "file"]
+"""Where a prompt's full cells are kept for the next question."""
+
+ARCHIVES: tuple[ArchiveKind, ...] = ("none", "auto", "device", "ram", "file")
+"""The same in the engine's order."""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -225,3 +231,26 @@ class Stats:
     kv_bytes: int
     kv_bytes_reserved: int
     kv_bytes_allocated: int
+
+
+@dataclass(frozen=True)
+class ArchiveInfo:
+    """A prompt's full cells that are kept for the next question.
+
+    Attributes:
+        kind: Where; "none": nowhere.
+        bytes: That they take there.
+        n_tokens: Tokens of the conversation's beginning that they are of.
+        n_restored: Tokens that the last conversation took from it.
+        ms_make: Milliseconds to make it, in the last conversation; 0: it was not made then.
+        ms_restore: Milliseconds to restore it, likewise.
+        why: "", or why there is none, or why the last one did not serve.
+    """
+
+    kind: ArchiveKind
+    bytes: int
+    n_tokens: int
+    n_restored: int
+    ms_make: float
+    ms_restore: float
+    why: str

@@ -58,7 +58,8 @@ class Report:
 
     Attributes:
         keep: Share of the visual cells that was to stay, in (0, 1]. Of a follow-up without an image that of the
-            conversation's image, which the follow-up cannot change; 1 in a conversation without an image.
+            conversation's image, which the follow-up cannot change without an archive; 1 in a conversation without an
+            image.
         method: A named method's name, a `Method` in one line, or the name of the user's function; of a follow-up that
             of the conversation's image, ``"full"`` in a conversation without one.
         alpha: Elite threshold, in (0, 1]; None where no elite window observes.
@@ -68,8 +69,9 @@ class Report:
             ``ask(image, question, **parameters)`` asks the same again where the method is a name. A `Method` or a
             function appears as its text, which ``ask`` does not take; the ``alpha`` of a Chat is in the field above.
         layers: L.
-        visual_tokens: N_v of this question.
-        prompt_tokens: Tokens of this question's prompt, text and visual; of a follow-up the new ones only.
+        visual_tokens: N_v of this question; with an archive, of the whole conversation, whose images it sees again.
+        prompt_tokens: Tokens of this question's prompt, text and visual; of a follow-up the new ones only, but with an
+            archive those of the whole conversation, which is one prompt then.
         answer_tokens: Tokens of the answer, those of a stop text left out.
         stop_reason: Why the answer ended: ``"end"`` (the model ended it), ``"stop"`` (a stop text), ``"max_tokens"``,
             ``"context"`` (the window is full), ``"closed"`` (the stream was closed), ``"cancelled"``,
@@ -91,8 +93,14 @@ class Report:
         kv_bytes_allocated: Bytes of memory that was taken for them when the first token was sampled (docs/memory.md).
         process_bytes: Bytes of this process in RAM at that time: Linux's VmRSS; 0 where the system does not say.
         process_bytes_peak: The most of them since the process began (VmHWM); 0 where the system does not say.
+        archive: Where the prompt's full cells are kept for the next question: "device", "ram", "file", or "none".
+        archive_bytes: Bytes that they take there, beside the three above.
+        archive_note: "", or why there is no archive, or why it did not serve this question.
+        n_restored: Tokens of the conversation that came from the archive instead of being evaluated.
         ms_encode: Time to encode the images, in ms as all times.
         ms_prefill: Time to evaluate the prompt, without the encoding.
+        ms_restore: Time to take the prompt's beginning from the archive.
+        ms_archive: Time to make the archive.
         ms_compress: Time to score and evict.
         ms_first_token: From the call of ``ask`` to the first token.
         ms_decode: From the first token to the last one, without the time the caller held a stream.
@@ -102,7 +110,8 @@ class Report:
         n_decodes: Graph evaluations since the prompt.
         n_graphs_reused: How many of them reused the graph.
         spans: Runs of visual tokens: which image, where in the prompt, which grid.
-        pictures: The pictures of this question: sizes, and a hash each, by which `heatmap` knows them again.
+        pictures: The pictures of this question, with an archive of the conversation: sizes, and a hash each, by which
+            `heatmap` knows them again.
         projector: Kind of the model's projector, as its GGUF names it: how it cuts pictures into tiles.
         tile_side: Tokens along a side of a tile, where the spans do not say it (LLaVA-OneVision); else 0.
     """
@@ -130,8 +139,14 @@ class Report:
     kv_bytes_allocated: int = 0
     process_bytes: int = 0
     process_bytes_peak: int = 0
+    archive: str = "none"
+    archive_bytes: int = 0
+    archive_note: str = ""
+    n_restored: int = 0
     ms_encode: float = 0.0
     ms_prefill: float = 0.0
+    ms_restore: float = 0.0
+    ms_archive: float = 0.0
     ms_compress: float = 0.0
     ms_first_token: float = 0.0
     ms_decode: float = 0.0

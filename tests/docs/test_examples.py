@@ -20,6 +20,11 @@ PRINTS: dict[str, list[str]] = {
     "first_question": [ANSWERS[0], "right"],
     "follow_up": [ANSWERS[1], "none visual"],
     "heatmap": [ANSWERS[1]],
+    "many_questions": [
+        *(f"{i}: {answer}, 10% kept" for i, answer in enumerate(ANSWERS)),
+        f"5: {ANSWERS[0]}, 50% kept",
+        "6: ImageNotFoundError",
+    ],
     "openai_server": [ANSWERS[0], "'keep': 0.2"],
     "own_policy": [f"aircache:    {ANSWERS[0]}", f"one ranking: {ANSWERS[0]}"],
     "report_to_json": ["cells kept", '"kv_bytes_full"', "budgets per layer"],

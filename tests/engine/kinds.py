@@ -21,11 +21,13 @@ HEADS, HEADS_KV, HEAD = 4, 2, 32
 BUCKETS = 8  # distances that t5 tells apart
 LAYERS = 4
 INNER, STATE, RANK, KERNEL = 2 * WIDTH, 8, 4, 4  # of mamba
+LATENT, LATENT_Q, TURNED = 64, 32, 16  # of deepseek2: the cached vector, that of queries, dimensions that are rotated
 Shapes = dict[str, tuple[int, ...]]
 
 
 def save(kind: str, out: Path, seed: int = 0) -> Path:
-    """Writes "qwen3", "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid), "lfm2-swa" (both) or "t5"."""
+    """Writes "qwen3", "gemma3" (sliding windows), "mamba" (recurrent), "lfm2" (hybrid), "lfm2-swa" (both), "t5" or
+    "deepseek2" (a latent vector instead of K and V)."""
     architecture = kind.partition("-")[0]
     writer = gguf.GGUFWriter(out, architecture)
     writer.add_block_count(LAYERS)
@@ -135,7 +137,37 @@ def _t5(writer: gguf.GGUFWriter, kind: str) -> Shapes:
     return shapes
 
 
-_MAKERS = {"gemma3": _gemma3, "lfm2": _lfm2, "mamba": _mamba, "qwen3": _qwen3, "t5": _t5}
+def _deepseek2(writer: gguf.GGUFWriter, kind: str) -> Shapes:
+    """Multi-head latent attention, without experts."""
+    writer.add_head_count_kv(1)
+    writer.add_key_length(LATENT + TURNED)
+    writer.add_value_length(LATENT)
+    writer.add_key_length_mla(HEAD + TURNED)
+    writer.add_value_length_mla(HEAD)
+    writer.add_q_lora_rank(LATENT_Q)
+    writer.add_kv_lora_rank(LATENT)
+    writer.add_rope_dimension_count(TURNED)
+    writer.add_leading_dense_block_count(LAYERS)
+    writer.add_expert_feed_forward_length(FEED_FORWARD)
+    writer.add_expert_shared_count(0)
+    shapes = _ends("output_norm")
+    for i in range(LAYERS):
+        shapes |= _mlp(i)
+        shapes |= {
+            f"blk.{i}.attn_norm.weight": (WIDTH,),
+            f"blk.{i}.attn_q_a.weight": (LATENT_Q, WIDTH),
+            f"blk.{i}.attn_q_a_norm.weight": (LATENT_Q,),
+            f"blk.{i}.attn_q_b.weight": (HEADS * (HEAD + TURNED), LATENT_Q),
+            f"blk.{i}.attn_kv_a_mqa.weight": (LATENT + TURNED, WIDTH),
+            f"blk.{i}.attn_kv_a_norm.weight": (LATENT,),
+            f"blk.{i}.attn_k_b.weight": (HEADS, LATENT, HEAD),
+            f"blk.{i}.attn_v_b.weight": (HEADS, HEAD, LATENT),
+            f"blk.{i}.attn_output.weight": (WIDTH, HEADS * HEAD),
+        }
+    return shapes
+
+
+_MAKERS = {"deepseek2": _deepseek2, "gemma3": _gemma3, "lfm2": _lfm2, "mamba": _mamba, "qwen3": _qwen3, "t5": _t5}
 
 
 def _ends(norm: str) -> Shapes:

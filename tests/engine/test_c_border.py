@@ -206,6 +206,25 @@ def test_cancelled_prompt(raw: Raw, history: str) -> None:
     np.testing.assert_allclose(got, raw.logits(), atol=1e-3, rtol=0)
 
 
+def test_cancelled_while_the_prompt_is_prepared(raw: Raw) -> None:
+    """Before the first stage begins, which is when the picture has been made ready for the tower."""
+    stages = []
+
+    @raw.ffi.callback("pac_progress_callback")
+    def progress(stage: int, *_: Any) -> bool:
+        stages.append(stage)
+        return True
+
+    for _ in range(20):  # the other thread may be late
+        stages.clear()
+        status = cancelling(raw, lambda: raw.prompt(raw.marker + "What?", (2000, 1500), progress=progress))
+        assert status == raw.lib.PAC_ERR_CANCELLED and raw.error() == "cancelled" and raw.n_past() == 0
+        if not stages:
+            break
+    assert not stages
+    assert raw.prompt(raw.marker + "What?", (120, 90)) == 0
+
+
 def test_cancelled_at_each_stage(raw: Raw) -> None:
     """By another thread, while the callback of a stage holds the call up."""
     text = raw.marker * 2 + "What?"

@@ -14,6 +14,7 @@ from pyaircache.engine.engine import Engine
 from pyaircache.engine.structs import EngineMethod
 
 KINDS = {
+    "deepseek2": r"deepseek2 model cannot be compressed: MLA caches \(no V\) are not supported",
     "gemma3": r"gemma3 model cannot be compressed: sliding-window caches are not supported",
     "lfm2": r"lfm2 model cannot be compressed: hybrid memories \(attention and recurrent layers\) are not supported",
     "lfm2-swa": r"lfm2 model cannot be compressed: hybrid memories",

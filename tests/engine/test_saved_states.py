@@ -28,7 +28,7 @@ def run(*command: str | Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "lfm2", "lfm2-swa", "mamba"])
+@pytest.mark.parametrize("kind", ["deepseek2", "gemma3", "lfm2", "lfm2-swa", "mamba"])
 def test_where_nothing_can_be_compressed_a_state_that_is_is_refused(
     program: Program, tmp_path: Path, kind: str
 ) -> None:

@@ -5,6 +5,7 @@
 
 // each of the file of its name
 extern cases cases_of_aircache;
+extern cases cases_of_archive;
 extern cases cases_of_faults;
 extern cases cases_of_memory;
 extern cases cases_of_observe;
@@ -22,6 +23,7 @@ int main(int argc, char ** argv) {
     cases all;
     for (const auto * some : {
             &cases_of_aircache,
+            &cases_of_archive,
             &cases_of_faults,
             &cases_of_memory,
             &cases_of_observe,

@@ -234,10 +234,21 @@ static void compress_at_once() {
         std::vector<uint8_t> observers(n_layer*n_text);
         std::vector<double>  alive(n_layer), strength(n_layer), skewness(n_layer);
         std::vector<int32_t> budgets(n_layer);
-        CHECK(llama_aircache_score(a.get(), 0, &method, scores.data(), observers.data(), alive.data()) == 0);
+
+        // no room: refused, and nothing is written
+        const auto score = [&](int64_t n_scores, int64_t n_observers, int64_t n_alive) {
+            return llama_aircache_score(a.get(), 0, &method, scores.data(), n_scores, observers.data(), n_observers, alive.data(), n_alive);
+        };
+        for (const auto * wanted : { "scores", "observers", "alive" }) {
+            CHECK(score(scores.size() - (wanted[0] == 's'), observers.size() - (wanted[0] == 'o'), n_layer - (wanted[0] == 'a')) == LLAMA_AIRCACHE_ARGUMENT);
+            CHECK(strstr(llama_aircache_error(), (wanted + std::string(" has room for")).c_str()));
+        }
+        CHECK(score(scores.size(), observers.size(), n_layer) == 0);
         CHECK(llama_aircache_allocate(&method, scores.data(), alive.data(), n_layer, n_visual, budgets.data(), strength.data(), skewness.data()) == 0);
         std::vector<int32_t> kept(std::accumulate(budgets.begin(), budgets.end(), 0));
-        CHECK(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), 0, kept.data()) == 0);
+        CHECK(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), 0, kept.data(), kept.size() - 1) == LLAMA_AIRCACHE_ARGUMENT);
+        CHECK(strstr(llama_aircache_error(), "kept has room for") && std::count(kept.begin(), kept.end(), 0) == (int64_t) kept.size());
+        CHECK(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), 0, kept.data(), kept.size()) == 0);
         CHECK(llama_aircache_evict(a.get(), 0, budgets.data(), kept.data(), 0.0, false) == 0);
 
         result got;

@@ -64,10 +64,10 @@ static int32_t ask(llama_context * ctx, const llama_aircache_method & method, an
     std::vector<float>   scores(n_layer*n_visual);
     std::vector<double>  alive(n_layer);
     std::vector<int32_t> budgets(n_layer);
-    insist([&] { return llama_aircache_score(ctx, 0, &method, scores.data(), nullptr, alive.data()); });
+    insist([&] { return llama_aircache_score(ctx, 0, &method, scores.data(), scores.size(), nullptr, 0, alive.data(), alive.size()); });
     CHECK(llama_aircache_allocate(&method, scores.data(), alive.data(), n_layer, n_visual, budgets.data(), nullptr, nullptr) == 0);
     std::vector<int32_t> kept(std::accumulate(budgets.begin(), budgets.end(), 0));
-    CHECK(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), 0, kept.data()) == 0);
+    CHECK(llama_aircache_select(scores.data(), n_layer, n_visual, budgets.data(), 0, kept.data(), kept.size()) == 0);
 
     const auto evict  = [&] { return llama_aircache_evict(ctx, 0, budgets.data(), kept.data(), method.merge, false); };
     const auto status = attempt(evict);

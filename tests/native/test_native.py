@@ -14,11 +14,13 @@ SOURCES = sorted(Path(__file__).parent.glob("test_*.cpp"))
 CASES = [case for source in SOURCES for case in re.findall(r'\{ "(\w+)", \1 \}', source.read_text(encoding="utf-8"))]
 # What they check has little to do with the cache's type.
 ANY_TYPE = {
+    "archives_outlive_their_context",
     "budget_rules",
     "cells_are_freed",
     "compress_at_once",
     "compressed_images_are_not_observed",
     "copies_take_what_they_hold",
+    "damaged_archives",
     "damaged_files",
     "evicted_cells_are_not_seen",
     "every_fault_once",
@@ -38,6 +40,7 @@ ANY_TYPE = {
     "ranges_are_removed_whole",
     "ranges_of_all_sequences",
     "refusals",
+    "refused_archives",
     "resizing_fails_whole",
     "sequences_are_kept_whole",
     "sinks_and_biases",

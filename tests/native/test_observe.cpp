@@ -46,7 +46,7 @@ static std::vector<float> scores_of(llama_context * ctx, llama_seq_id seq, const
     CHECK(llama_aircache_dims(ctx, seq, &n_layer, &n_visual, nullptr) == 0);
     std::vector<float>  res(n_layer*n_visual);
     std::vector<double> counts(n_layer);
-    CHECK(llama_aircache_score(ctx, seq, &method, res.data(), nullptr, counts.data()) == 0);
+    CHECK(llama_aircache_score(ctx, seq, &method, res.data(), res.size(), nullptr, 0, counts.data(), counts.size()) == 0);
     if (alive) {
         *alive = counts;
     }
@@ -224,7 +224,7 @@ static void needs() {
     more.back().allocation = LLAMA_AIRCACHE_ALLOC_VL;
     std::vector<float> scores(90*llama_model_n_layer(model));
     for (const auto & m : more) {
-        CHECK(llama_aircache_score(some.get(), 0, &m, scores.data(), nullptr, nullptr) == LLAMA_AIRCACHE_STATE);
+        CHECK(llama_aircache_score(some.get(), 0, &m, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE);
         CHECK(strstr(llama_aircache_error(), "llama_aircache_observe"));
     }
     compress(some.get(), 0, last4, false); // still usable

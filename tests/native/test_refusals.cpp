@@ -20,18 +20,18 @@ static void refusals() {
 
     auto method = llama_aircache_method_default();
     float f = 0;
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, nullptr, nullptr) == LLAMA_AIRCACHE_STATE);     // not observed
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, 1, nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE);     // not observed
     CHECK(llama_aircache_observe(ctx.get(), 0, &SPAN, 1, N_PROMPT, nullptr, nullptr) == 0);
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, nullptr, nullptr) == LLAMA_AIRCACHE_STATE);     // not decoded
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, &f, 1, nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE);     // not decoded
     tokens t = prompt();
     decode(ctx.get(), 0, 0, tokens(t.begin(), t.begin() + 120));
     std::vector<float> scores(90*64);
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == LLAMA_AIRCACHE_STATE); // not decoded completely
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE); // not decoded completely
     decode(ctx.get(), 0, 120, tokens(t.begin() + 120, t.end()));
     method.keep = 0;
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == LLAMA_AIRCACHE_ARGUMENT);
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_ARGUMENT);
     method = llama_aircache_method_default();
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == 0);
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == 0);
 
     int32_t n_layer;
     CHECK(llama_aircache_dims(ctx.get(), 0, &n_layer, nullptr, nullptr) == 0);

@@ -95,7 +95,7 @@ static void synthetic_scores() {
     std::vector<float> scores(N_VISUAL*64);
 
     CHECK(make(ctx.get(), 0, 1) == 0);
-    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), nullptr, nullptr) == LLAMA_AIRCACHE_STATE);
+    CHECK(llama_aircache_score(ctx.get(), 0, &method, scores.data(), scores.size(), nullptr, 0, nullptr, 0) == LLAMA_AIRCACHE_STATE);
     CHECK(strstr(llama_aircache_error(), "synthetic"));
     CHECK(llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, -1, -1));
 

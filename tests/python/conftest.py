@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from fake_engine import NAMED, FakeEngine, FakeModel
+from fake_engine import NAMED, FakeEngine, FakeModel, FakePool
 
 from pyaircache import Chat, model_files
 from pyaircache.chat import chat as chat_module
+from pyaircache.chat import many as many_module
 from pyaircache.chat import model as model_module
 from pyaircache.engine import library, log, selection
 
@@ -67,6 +68,7 @@ def real_chat(shared_chat: Chat) -> Iterator[Chat]:
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
     """Makes ``Chat("fake.gguf")`` use FakeEngine instead of the library."""
     monkeypatch.setattr(chat_module, "Engine", FakeEngine)
+    monkeypatch.setattr(many_module, "EnginePool", FakePool)
     monkeypatch.setattr(model_module, "EngineModel", FakeModel)
     monkeypatch.setattr(selection, "named_methods", lambda: NAMED)
     monkeypatch.setattr(model_files, "resolve", lambda model, mmproj: (Path(model or "fake.gguf"), None))

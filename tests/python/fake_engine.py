@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyaircache import CancelledError, ContextError, Last, Pool, StateError
+from pyaircache import CancelledError, ContextError, Last, Pool, PyAircacheError, StateError
 from pyaircache import Method as PublicMethod
 from pyaircache.engine import (
+    ArchiveInfo,
+    ArchiveKind,
     Compression,
     EngineLike,
     EngineMethod,
@@ -20,6 +22,8 @@ from pyaircache.engine import (
     Message,
     ModelInfo,
     ModelLike,
+    Part,
+    PoolLike,
     Progress,
     PromptInfo,
     Sampling,
@@ -78,6 +82,7 @@ class FakeEngine:
     vision = True
     can_compress = True
     script = b"hello"
+    kind: ArchiveKind = "none"  # of its archive: by default it never fits
 
     def __init__(self, model: Any, mmproj: Any = None, *, progress: Any = None, **options: Any) -> None:
         self.options = options
@@ -164,6 +169,23 @@ class FakeEngine:
         self.seen.update(image.size for image in images)
         return PromptInfo(tokens, visual, self.n_past, spans, 1.0, 2.0, len(images) - reused, reused)
 
+    def conversation(
+        self,
+        parts: Sequence[Part],
+        images: Sequence[NDArray[np.uint8]] = (),
+        *,
+        reserve: int = 0,
+        observe: EngineMethod | bool = False,
+        progress: Progress | None = None,
+    ) -> PromptInfo:
+        """Logged as one prompt, with tokens as bytes."""
+        self.reset()
+        text = "".join(one if isinstance(one, str) else bytes(t - 1 for t in one).decode() for one in parts)
+        return self.prompt(text, images, reserve=reserve, observe=observe, progress=progress)
+
+    def archive(self) -> ArchiveInfo:
+        return ArchiveInfo(self.kind, 1000, 5, 3, 1.0, 2.0, "" if self.kind != "none" else "it does not fit")
+
     def prompt_tokens(self) -> NDArray[np.int32]:
         return np.array([-1] * TOKENS_PER_IMAGE + [5, 6], np.int32)
 
@@ -235,5 +257,35 @@ class FakeEngine:
         self._returns("reset")
 
 
+class FakePool:
+    """`EnginePool` of these. ``failing``: an engine's place -> what its next decodes raise."""
+
+    def __init__(self, model: Any, n_engines: int, **options: Any) -> None:
+        self.n_engines, self.options = n_engines, options
+        self.engines: list[FakeEngine] = []
+        self.steps: list[int] = []  # how many engines each step was for
+        self.closed = False
+
+    def engine(self) -> FakeEngine:
+        self.engines.append(FakeEngine(self, **self.options))
+        return self.engines[-1]
+
+    def decode(self, steps: Sequence[tuple[Any, int]]) -> list[PyAircacheError | None]:
+        assert len({id(engine) for engine, _ in steps}) == len(steps)
+        self.steps.append(len(steps))
+        out: list[PyAircacheError | None] = []
+        for engine, token in steps:
+            try:
+                engine.decode(token)
+                out.append(None)
+            except PyAircacheError as exc:
+                out.append(exc)
+        return out
+
+    def close(self) -> None:
+        self.closed = True
+
+
+_pool: type[PoolLike] = FakePool
 _model: type[ModelLike] = FakeModel
 _engine: type[EngineLike] = FakeEngine  # mypy compares every signature

@@ -212,7 +212,7 @@ def test_a_heatmap_that_cannot_be_written_costs_no_answer(fake, picture, tmp_pat
         (["ask", "PICTURE", "What?", "--alpha", "0"], 2, "alpha must be"),
         (["ask", "PICTURE", "What?", "--method", "magic"], 2, "known methods: aircache, snapkv, random, full"),
         (["ask", "PICTURE", "What?", "--method", "snapkv", "--alpha", "0.5"], 2, "'snapkv' has none; got 0.5"),
-        (["ask", "PICTURE", "What?", "--window", "all", "--alpha", "0.5"], 2, "has none; got 0.5"),
+        (["ask", "PICTURE", "What?", "--window", "all", "--alpha", "0.5"], 2, "has none, got '0.5'"),
         (["ask", "PICTURE", "What?", "--window", "lots"], 2, "window must be elite[:ALPHA][:content][:last], last[:N]"),
         (["ask", "PICTURE", "What?", "--pool", "max:4"], 2, "pool must have an odd size from 1 to 65535, got 'max:4'"),
         (["ask", "PICTURE", "What?", "--merge", "2"], 2, "merge must be at least 0 and at most 1, got '2'"),

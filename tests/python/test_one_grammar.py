@@ -127,12 +127,15 @@ def agree(server: words.Server, part: str, text: str) -> None:
         assert here == command_line(part, text)
 
 
-def test_the_grid_is_the_same_everywhere(engine: library.Binding, program: Callable[[str], Path]) -> None:
+def test_the_grid_is_the_same_everywhere(engine: library.Binding) -> None:
     assert sorted(part.name for part in grammar.parts()) == sorted(PARTS)
     fields = {one.name for one in dataclasses.fields(Method)}
     assert fields == set(PARTS) - {"keep", "method", "alpha"}  # Chat's keep and method; alpha is of the window
     command = {one.name for one in ask.get_params(click.Context(ask))}
     assert set(PARTS) <= command
+
+
+def test_the_servers_flags_are_the_grid(engine: library.Binding, program: Callable[[str], Path]) -> None:
     shown = subprocess.run([program("llama-server"), "--help"], capture_output=True, text=True, check=True).stdout
     flags = set(re.findall(r"--aircache-([a-z-]+)", shown))
     assert {name.replace("-", "_") for name in flags} == {*PARTS, "request_fields"}
@@ -175,7 +178,7 @@ def test_nothing_is_cut_at_a_nul(server: words.Server, part: str, text: str) -> 
 
 
 @pytest.mark.parametrize("part", PARTS)
-@settings(max_examples=40)
+@settings(max_examples=24)
 @given(text=TEXTS)
 def test_made_up_texts(server: words.Server, part: str, text: str) -> None:
     agree(server, part, text)

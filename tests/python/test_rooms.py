@@ -26,7 +26,7 @@ PACKAGE = Path(pyaircache.__file__).parent
 
 # Each may import those before it
 ORDER = ["errors", "checks", "spans", "images", "engine", "progress", "model_files", "samples"]
-ORDER += ["methods", "report", "chat", "bench"]
+ORDER += ["methods", "report", "chat", "batch", "bench"]
 ABOVE = {"convert", "cli", "__main__"}
 
 

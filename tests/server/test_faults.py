@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import openai
@@ -23,6 +24,10 @@ POINTS = [
     "compute:3",
     "get:1",
 ]
+# All of them, a server each: the question has fewer, and the rest is skipped.
+ALL = bool(os.environ.get("PYAIRCACHE_ALL_FAULTS"))
+if ALL:
+    POINTS = [f"*:{n}" for n in range(1, 41)] + [f"alloc:{n}" for n in range(1, 600, 5)]
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -34,10 +39,15 @@ def test_the_next_question_is_answered_right(
             first = server.ask(pages[0].ask())
         except openai.APIStatusError as error:
             assert error.status_code >= 400
-        else:  # the answer of the full cache, and why
-            assert first.choices[0].message.content == fresh(pages[0].ask(), 1.0)
-            assert first.model_extra["timings"]["aircache"]["error"]
-        assert f"point {point.partition(':')[0]} fails on purpose" in server.log.read_text(errors="replace")
+            first = None
+        if "fails on purpose" not in server.log.read_text(errors="replace"):
+            assert ALL and first, "this build has no such point"
+            pytest.skip("the question has fewer points")
+        if first:
+            error = first.model_extra["timings"]["aircache"].get("error")
+            # the answer of the full cache, and why; std::stable_sort, for one, does without the memory it is refused
+            assert error or (ALL and point.startswith("alloc"))
+            assert first.choices[0].message.content == fresh(pages[0].ask(), 1.0 if error else 0.1)
         server.wait_idle()
         for page in (pages[1], pages[0]):
             answer = server.ask(page.ask())
