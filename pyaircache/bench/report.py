@@ -16,8 +16,8 @@ from .results import Line
 
 _NOTES = (
     "ms a step: one token of every conversation; tokens/s: of all together; times: by those of the full cache; "
-    "roofline: the share of a step in which a copy moves the bytes read; fit: conversations of this size in {memory:g} GB. "
-    "Bytes in MB."
+    "roofline: the share of a step in which a copy moves the bytes read; fit: conversations of this size in "
+    "{memory:g} GB. Bytes in MB."
 )
 _PAPER = (
     "The paper's table 10, published, on the authors' hardware; and ours, of the table above. x: times the full cache."
