@@ -3,9 +3,10 @@
     python bench/again.py quality      the bundled model, several questions in a row about each of its pages
     python bench/again.py time         a Qwen2-VL-0.5B of random weights, beside the unpatched llama.cpp
 
-`quality`: fresh pages, as bench/quality.py draws them. Each is asked with the full cache, compressed with an
-archive, compressed without one, and with an archive as conversations of one question each. `time`: to the first token of a first and of a second question about one
-picture, as it passes and as CPU time of the process, which other work on the machine changes less. Both print Markdown.
+`quality`: fresh pages, as bench/quality.py draws them. Each is asked with the full cache, compressed with an archive,
+compressed without one, and with an archive as conversations of one question each. `time`: to the first token of a first
+and of a second question about one picture, as it passes and as CPU time of the process, which other work on the machine
+changes less. Both print Markdown.
 """
 
 from __future__ import annotations

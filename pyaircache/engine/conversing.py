@@ -57,7 +57,7 @@ class Conversing:
                 alive.append(ffi.new("int32_t[]", max(len(tokens), 1)))
                 ffi.memmove(alive[-1], tokens, tokens.nbytes)
                 items[i].tokens, items[i].n_tokens = alive[-1], len(tokens)
-        pictures, _buffers = c_images(ffi, images)
+        pictures, _buffers = c_images(self._ffi, images)
         callback = ProgressCallback(ffi, progress)
         out = ffi.new("struct pac_prompt_info *")
         status = self._lib.pac_conversation(

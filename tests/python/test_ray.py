@@ -17,7 +17,7 @@ from pyaircache.batch.run import Job, answers
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'pyaircache[ray]'")
 pytestmark = pytest.mark.slow
 
-TIMES = ("ms_", "tokens_per_second", "n_graphs_reused", "n_encoded", "n_reused", "kv_bytes_resident")
+TIMES = ("ms_", "tokens_per_second", "n_graphs_reused", "n_encoded", "n_reused", "kv_bytes_allocated", "process_bytes")
 
 
 class DiesOnce(Answerer):
