@@ -145,7 +145,8 @@ def measure_time(
                 click.echo(f"  {name}: {times} ms; {done.n_restored} of {done.prompt_tokens} tokens restored")
             click.echo(f"  {later.n_encoded} images encoded again; the archive takes {report.archive_bytes:,} bytes")
     if stock and (STOCK / "lib" / "libllama.so").is_file():
-        lines = prefix_cache(model, report.prompt_tokens, answer, len(ASKED[1]) // 4 + 12, threads)
+        new = later.prompt_tokens - report.prompt_tokens - report.answer_tokens
+        lines = prefix_cache(model, report.prompt_tokens, report.answer_tokens, new, threads)
         add("unpatched llama.cpp, prefix cache, without encoding", *lines)
     click.echo(
         f"\n{preset} {kind}, {visual} visual tokens, {threads} threads; {machine['cpu']}, load {machine['load']:.1f}\n"
