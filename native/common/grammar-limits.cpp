@@ -11,6 +11,7 @@ static constexpr int      MAX_DEPTH = 3200; // 200 groups within each other
 
 static constexpr size_t MAX_TRIGGER      = 8192;  // bytes
 static constexpr size_t MAX_TRIGGER_TEXT = 24576; // bytes: 8 MB of stack are full with some 45,000
+static constexpr size_t MAX_TRIGGER_BACK = 4096;  // bytes: the search may take their square
 
 static constexpr uint64_t UNLIMITED = UINT64_MAX;
 
@@ -68,7 +69,7 @@ void aircache_grammar_check_trigger(const std::string & pattern, const std::stri
 }
 
 size_t aircache_grammar_trigger_from(const std::string & text) {
-    return text.size() - std::min(text.size(), MAX_TRIGGER_TEXT);
+    return text.size() - std::min(text.size(), MAX_TRIGGER_BACK);
 }
 
 //
