@@ -15,8 +15,9 @@ from . import paper, results
 from .results import Line
 
 _NOTES = (
-    "ms a step: one token of every conversation; tokens/s: of all together; roofline: the share of that time in which "
-    "a copy moves the bytes read; fit: conversations of this size in {memory:g} GB, by what is allocated. MB."
+    "ms a step: one token of every conversation; tokens/s: of all together; times: by those of the full cache; "
+    "roofline: the share of a step in which a copy moves the bytes read; fit: conversations of this size in "
+    "{memory:g} GB. Bytes in MB."
 )
 _PAPER = (
     "The paper's table 10, published, on the authors' hardware; and ours, of the table above. x: times the full cache."

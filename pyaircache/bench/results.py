@@ -170,19 +170,22 @@ def overheads(lines: Iterable[Line]) -> dict[tuple[Any, ...], float]:
 #
 
 HEAD = (
-    "B", "prompt", "cache", "first token ms", "overhead", "score + evict ms", "ms a step", "tokens/s", "by the first",
+    "B", "prompt", "cache", "first token ms", "overhead", "score + evict ms", "ms a step", "tokens/s", "times",
     "roofline", "KV read MB", "reserved", "allocated", "RSS", "fit",
 )  # fmt: skip
 
 
 def rows(lines: Iterable[Line]) -> list[list[str]]:
-    """The table's rows, `HEAD` first: medians over the rounds, each cache beside the first one of its place."""
+    """The table's rows, `HEAD` first: medians over the rounds, each cache beside the first full one of its place."""
     lines = list(lines)
     added = overheads(lines)
     out = [list(HEAD)]
+    middle = medians(lines)
     first: dict[tuple[Any, ...], float] = {}
-    for one in medians(lines):
-        own, base = Own.of(one), first.setdefault(_place(one), speed(one))
+    for one in sorted(middle, key=lambda one: one["keep"] != 1):
+        first.setdefault(_place(one), speed(one))
+    for one in middle:
+        own, base = Own.of(one), first[_place(one)]
         overhead = added.get((one["pl"], one["pp"], one["type_k"], one["keep"]))
         cache = Cache(one["type_k"], one["keep"])
         out.append(

@@ -40,4 +40,4 @@ def test_users_get_no_tools() -> None:
 
 def test_a_group_that_is_none() -> None:
     done = requires("nope")
-    assert done.returncode == 1 and "no extra or dependency group 'nope'; there are convert, " in done.stderr
+    assert done.returncode == 1 and "no extra or dependency group 'nope'; there are bench, convert, " in done.stderr
