@@ -16,7 +16,8 @@ from __future__ import annotations
 from importlib import metadata as _metadata
 
 from .chat.answer import Answer, AnswerStream, TokenLogprob
-from .chat.async_chat import AsyncAnswerStream, AsyncChat
+from .chat.async_chat import AsyncChat
+from .chat.async_stream import AsyncAnswerStream
 from .chat.chat import Chat
 from .chat.many import Answered
 from .chat.model import Model

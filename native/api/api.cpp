@@ -187,15 +187,14 @@ int32_t llama_aircache_observe(llama_context * ctx, llama_seq_id seq, const llam
 
         check_spans(air, seq, spans, n_spans, pos_end);
 
-        if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && air.kv.n_stream() > 1) {
-            throw failure(LLAMA_AIRCACHE_UNSUPPORTED, "the window of all tokens needs a cache of one stream, this one has %u", air.kv.n_stream());
-        }
         if (m.window == LLAMA_AIRCACHE_WINDOW_ALL && m.score == LLAMA_AIRCACHE_SCORE_ATTENTION) {
-            // it takes the whole attention a second time, and of sequences that share a stream only one can be compressed
-            const auto * other = air.observers.summing(air.kv.stream(seq));
-            if (other && other->seq != seq) {
-                throw failure(LLAMA_AIRCACHE_STATE, "sequence %d of the same cache stream is observed with the window of all tokens already: "
-                        "evict or clear it first", other->seq);
+            // it takes the whole attention a second time, and a graph sums up that of one sequence
+            for (uint32_t s = 0; s < air.kv.n_stream(); ++s) {
+                const auto * other = air.observers.summing(s);
+                if (other && other->seq != seq) {
+                    throw failure(LLAMA_AIRCACHE_STATE, "sequence %d of the same cache is observed with the window of all tokens already: "
+                            "evict or clear it first", other->seq);
+                }
             }
         }
         if (m.merge > 0) {

@@ -167,8 +167,8 @@ private:
     // only archives are written over
     void refuse_others() const {
         const opened in(fopen(path.c_str(), "rb"));
-        llama_aircache_file_head there;
-        if (in && !read_head(there)) {
+        char magic[sizeof(head.magic)] = {};
+        if (in && (fread(magic, sizeof(magic), 1, in.get()) != 1 || memcmp(magic, ARCHIVE_MAGIC, sizeof(magic)) != 0)) {
             throw llama_aircache_failure(LLAMA_AIRCACHE_FILE, "the archive %s: a file with this name is there, and is no archive", path.c_str());
         }
     }

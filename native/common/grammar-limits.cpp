@@ -9,6 +9,10 @@
 static constexpr uint64_t MAX_STEPS = 50000000;
 static constexpr int      MAX_DEPTH = 3200; // 200 groups within each other
 
+static constexpr size_t MAX_TRIGGER      = 8192;  // bytes
+static constexpr size_t MAX_TRIGGER_TEXT = 24576; // bytes: 8 MB of stack are full with some 45,000
+static constexpr size_t MAX_TRIGGER_BACK = 4096;  // bytes: the search may take their square
+
 static constexpr uint64_t UNLIMITED = UINT64_MAX;
 
 static thread_local uint64_t    steps_left = UNLIMITED;
@@ -53,6 +57,19 @@ void aircache_grammar_left(const llama_token_data_array * tokens) {
     if (tokens->size > 1 && std::all_of(tokens->data, tokens->data + tokens->size, refused)) {
         throw std::runtime_error("no token of the model's vocabulary fits the grammar at this place");
     }
+}
+
+void aircache_grammar_check_trigger(const std::string & pattern, const std::string & text) {
+    if (pattern.size() > MAX_TRIGGER) {
+        throw std::runtime_error("a trigger of it has " + std::to_string(pattern.size()) + " bytes, more than " + std::to_string(MAX_TRIGGER));
+    }
+    if (text.size() > MAX_TRIGGER_TEXT) {
+        throw std::runtime_error("the answer has more than " + std::to_string(MAX_TRIGGER_TEXT) + " bytes, and the trigger of its grammar has not come");
+    }
+}
+
+size_t aircache_grammar_trigger_from(const std::string & text) {
+    return text.size() - std::min(text.size(), MAX_TRIGGER_BACK);
 }
 
 //

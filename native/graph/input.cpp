@@ -34,7 +34,10 @@ std::shared_ptr<llm_graph_input_aircache> llm_graph_input_aircache::build(
         ggml_set_input(res->rows);
     }
     if (!seen.summed.empty()) {
-        res->sum     = seen.sum;
+        const auto & strm = mctx->get_sinfo().strm;
+        res->sum        = seen.sum;
+        res->n_stream   = strm.size();
+        res->sum_stream = std::find(strm.begin(), strm.end(), air->kv.stream(seen.sum->seq)) - strm.begin();
         res->weights = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, ubatch.n_tokens);
         ggml_set_input(res->weights);
     }
@@ -296,8 +299,14 @@ void llm_graph_input_aircache::observe(ggml_context * ctx, ggml_cgraph * gf, ggm
     if (weights) {
         const size_t  i0  = groups.empty() ? 0 : groups[layer_group[ikv]].i0;
 
+        const int64_t t_stream = sum_stream*(q->ne[2]/n_stream); // first token of the stream
+        if (n_stream > 1) {
+            k    = ggml_view_3d(ctx, k, k->ne[0], k->ne[1], k->ne[2], k->nb[1], k->nb[2], sum_stream*k->nb[3]);
+            mask = ggml_view_2d(ctx, mask, mask->ne[0], mask->ne[1], mask->nb[1], sum_stream*mask->nb[3]);
+        }
+
         // in a few tiles of tokens where that is much; more would take more nodes than a context's graphs should be made for
-        const int64_t n_tokens = q->ne[2];
+        const int64_t n_tokens = q->ne[2]/n_stream;
         const size_t  bytes    = 2*sizeof(float)*k->ne[2]*n_tokens*q->ne[1];
         const int64_t n_tiles  = std::min<int64_t>({ (int64_t) MAX_TILES, n_tokens, (int64_t) (bytes/air->tile_bytes) + 1 });
 
@@ -308,9 +317,9 @@ void llm_graph_input_aircache::observe(ggml_context * ctx, ggml_cgraph * gf, ggm
             const int64_t n  = n_tokens*(t + 1)/n_tiles - t0;
 
             ggml_tensor * sum = attention_sum(ctx, k_f32,
-                    ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n, q->nb[1], q->nb[2], t0*q->nb[2]),
+                    ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n, q->nb[1], q->nb[2], (t_stream + t0)*q->nb[2]),
                     ggml_view_2d(ctx, mask, mask->ne[0], n, mask->nb[1], t0*mask->nb[1]),
-                    ggml_view_1d(ctx, weights, n, t0*sizeof(float)), kq_scale);
+                    ggml_view_1d(ctx, weights, n, (t_stream + t0)*sizeof(float)), kq_scale);
             cur = cur ? ggml_add(ctx, cur, sum) : sum;
         }
 

@@ -72,4 +72,6 @@ private:
     ggml_tensor * weights = nullptr; // F32 [n_tokens] 1 where it counts
 
     llama_aircache_observer * sum = nullptr; // whose; with another one the version is another
+    int64_t n_stream   = 1; // of the ubatch, each with equally many tokens
+    int64_t sum_stream = 0; // which of them is the observer's
 };

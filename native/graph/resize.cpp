@@ -50,7 +50,7 @@ void llama_aircache_runner::resize(uint32_t n_rows) {
     auto fresh = kv.make(n_rows);
 
     const llama_aircache_scratch scratch = { *this };
-    llama_aircache_graph graph(*this, 8*kv.n_layer()*kv.n_stream());
+    llama_aircache_graph graph(*this, 16*kv.n_layer()*kv.n_stream()); // streams and their parts are views, too
 
     for (uint32_t s = 0; s < kv.n_stream(); ++s) {
         const uint32_t n = tables[s].used_max_p1(); // with what lies below a layer's first row: saved states hold it

@@ -1,7 +1,8 @@
 """The conversation: what a question goes through from ``Chat.ask`` to its answer."""
 
 from .answer import Answer, AnswerStream, TokenLogprob
-from .async_chat import AsyncAnswerStream, AsyncChat
+from .async_chat import AsyncChat
+from .async_stream import AsyncAnswerStream
 from .chat import Chat
 from .model import Model
 from .options import AskOptions

@@ -45,6 +45,8 @@ def engine_options(archive: object) -> dict[str, int | str | None]:
 
 def _file(path: str, text: bool) -> Path:
     """The archive's file; raises OSError or ValueError where none can be there."""
+    if not path:
+        raise ValueError("it is empty")
     file = Path(path)
     if file.is_dir():
         return file / f"pyaircache-{os.getpid()}-{secrets.token_hex(6)}.archive"

@@ -18,11 +18,10 @@ from ..engine.structs import Info
 from ..errors import CancelledError, StateError
 from ..images import Picture
 from ..progress import OnProgress, Stage, callback
-from ..report.report import Report
 from ..spans import Span
 from .answer import Answer, AnswerStream
+from .async_stream import AsyncAnswerStream
 from .chat import Chat
-from .gate import Lease
 from .many import Answered, Item
 from .model import Model
 from .options import AskOptions, Unpack, refuse_unknown, says_options
@@ -274,7 +273,6 @@ class AsyncChat:
 
     async def _chat(self) -> Chat:
         """The Chat, loaded if need be; the caller has its turn."""
-
         over = threading.Event()
 
         def progress(stage: Stage, done: int, total: int) -> None:
@@ -316,7 +314,7 @@ class AsyncChat:
             )
             if not isinstance(answer, AnswerStream):
                 return answer
-            pieces = AsyncAnswerStream(self, chat, lease, answer, turn.keep())
+            pieces = AsyncAnswerStream(self._run, self._turns, lambda: chat._cancel(lease), answer, turn.keep())
             self._stream = weakref.ref(pieces)
             return pieces
 
@@ -349,81 +347,3 @@ class AsyncChat:
                 if isinstance(late, AnswerStream):  # nobody will read it
                     late.end(CANCELLED)
             raise
-
-
-class AsyncAnswerStream(AsyncIterator[str]):
-    """An answer that is being generated: ``async for`` over it for pieces of text; see `AnswerStream`.
-
-    The AsyncChat is busy until it ends: read to its end, closed, cancelled, dropped, or its ``async with`` block over.
-    A task that is cancelled while it waits for a piece cancels the question.
-    """
-
-    def __init__(
-        self, owner: AsyncChat, chat: Chat, lease: Lease, stream: AnswerStream, release: Callable[[], None]
-    ) -> None:
-        self._owner, self._chat, self._lease, self._stream = owner, chat, lease, stream
-        self._loop = asyncio.get_running_loop()
-        self._release: Callable[[], None] | None = release
-
-    @property
-    def report(self) -> Report:
-        """See `AnswerStream.report`."""
-        return self._stream.report
-
-    @property
-    def answer(self) -> Answer:
-        """See `AnswerStream.answer`."""
-        return self._stream.answer
-
-    @property
-    def done(self) -> bool:
-        """See `AnswerStream.done`."""
-        return self._stream.done
-
-    def __aiter__(self) -> AsyncAnswerStream:
-        return self
-
-    async def __anext__(self) -> str:
-        """The next piece of text; raises what `AnswerStream.__next__` raises."""
-        piece = await self._call(lambda: next(self._stream, None))
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
-
-    async def read(self) -> Answer:
-        """Generates the rest of the answer and returns all of it."""
-        return await self._call(self._stream.read)
-
-    async def close(self) -> None:
-        """Stops generating; what was generated is the answer. Does nothing when the answer is complete."""
-        await self._call(self._stream.close)
-
-    async def __aenter__(self) -> AsyncAnswerStream:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._call(lambda: self._stream.__exit__(*exc))
-
-    def __del__(self) -> None:
-        if getattr(self, "_release", None) is None:
-            return
-        self._stream.close()
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits
-            self._loop.call_soon_threadsafe(self._let_go())
-
-    async def _call(self, call: Callable[[], Result]) -> Result:
-        try:
-            if self._stream.done or self._owner._turns.closed:  # needs no thread, and there may be none any more
-                return call()
-            return await self._owner._run(call, lambda: self._chat._cancel(self._lease))
-        finally:
-            self._let_go_if_done()
-
-    def _let_go_if_done(self) -> None:
-        if self._stream.done and self._release is not None:
-            self._let_go()()
-
-    def _let_go(self) -> Callable[[], None]:
-        release, self._release = self._release, None
-        assert release is not None
-        return release

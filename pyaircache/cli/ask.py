@@ -66,7 +66,7 @@ def ask(
     if not image_urls:
         refuse_addresses(names)
     _check_heatmap(heatmap, names)
-    asking = options.asking(**options.take(more, options.ANSWERING), seed=seed)
+    asking = {"seed": seed} | options.asking(**options.take(more, options.ANSWERING))
     loading = options.given(system=system) | options.chosen(more, seed)
     # Read once: stdin has no second time, and what lies at an address may change before it is painted
     pictures = load_images([stdin() if name == "-" else name for name in names] or None, urls=image_urls)

@@ -59,7 +59,7 @@ def batch(
     """
     if ray_workers is not None and not ray:
         raise click.UsageError("--ray-workers goes with --ray")
-    asking = options.asking(**options.take(more, options.ANSWERING), seed=seed)
+    asking = {"seed": seed} | options.asking(**options.take(more, options.ANSWERING))
     computing = options.take(
         more, ("n_gpu_layers", "cache_type_k", "cache_type_v", "rpc_servers", "image_urls", "verbose")
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .marshal import Progress, ProgressCallback, indices, int32, struct_fields, utf8
+from .marshal import Progress, ProgressCallback, c_images, indices, int32, struct_fields, utf8
 from .status import check
 from .structs import ARCHIVES, ArchiveInfo, EngineMethod, PromptInfo
 
@@ -22,7 +22,6 @@ class Conversing:
     _ffi: Any
     _lib: Any
     _engine: Any
-    _images: Any
     _observed: Any
     _prompt_info: Any
 
@@ -58,7 +57,7 @@ class Conversing:
                 alive.append(ffi.new("int32_t[]", max(len(tokens), 1)))
                 ffi.memmove(alive[-1], tokens, tokens.nbytes)
                 items[i].tokens, items[i].n_tokens = alive[-1], len(tokens)
-        pictures, _buffers = self._images(images)
+        pictures, _buffers = c_images(self._ffi, images)
         callback = ProgressCallback(ffi, progress)
         out = ffi.new("struct pac_prompt_info *")
         status = self._lib.pac_conversation(

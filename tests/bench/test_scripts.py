@@ -103,8 +103,9 @@ def test_a_busy_machine_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "rss", iter(range(10**9, 0, -(10**6))).__next__)
-    output, data = run(monkeypatch, tmp_path, memory, "--tokens", "2")
+    sizes = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr(memory, "process_memory", lambda: (next(sizes), 10**9))
+    output, data = run(monkeypatch, tmp_path, memory, "--tokens", "2", "--sequences", "0")
     assert list(data["bytes"]) == ["empty", "full prompt", "compressed", "at the end"]
     evicted = data["bytes"]["full prompt"]["KV read"] - data["bytes"]["compressed"]["KV read"]
     assert data["given back"] == pytest.approx(10**6 / evicted)

@@ -63,7 +63,7 @@ def test_no_file_includes_itself_by_others() -> None:
         visit(name, [])
 
 
-def test_llama_cpp_sees_zones_and_the_graph_input_alone() -> None:
+def test_llama_cpp_sees_buffers_zones_and_the_graph_input_alone() -> None:
     patches = [ROOT / "patches" / name for name in ("0001-kv-cache-zones.patch", "0002-graph-masks-and-queries.patch")]
     seen = [set(re.findall(r'^\+#include "(\w+/[\w-]+\.h)"', p.read_text(encoding="utf-8"), re.M)) for p in patches]
-    assert seen == [{"cache/zones.h"}, {"graph/input.h"}]
+    assert seen == [{"cache/mapping.h", "cache/zones.h"}, {"graph/input.h"}]

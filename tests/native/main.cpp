@@ -7,6 +7,7 @@
 extern cases cases_of_aircache;
 extern cases cases_of_archive;
 extern cases cases_of_faults;
+extern cases cases_of_grammars;
 extern cases cases_of_memory;
 extern cases cases_of_observe;
 extern cases cases_of_ranges;
@@ -25,6 +26,7 @@ int main(int argc, char ** argv) {
             &cases_of_aircache,
             &cases_of_archive,
             &cases_of_faults,
+            &cases_of_grammars,
             &cases_of_memory,
             &cases_of_observe,
             &cases_of_ranges,

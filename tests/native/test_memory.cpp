@@ -160,15 +160,15 @@ static void resized_is_the_same() {
                 CHECK(allocated(ctx) == GGML_PAD(stats.n_cells, 256)*row);
             }
 
-            auto run = generate(ctx.get(), 0, N_LONG, argmax(first), 70);
-            run.push_back(decode(ctx.get(), 0, N_LONG + 70, random_tokens(200, 9))); // over a multiple of 256
+            auto run = generate(ctx.get(), 0, N_LONG, argmax(first), 8);
+            run.push_back(decode(ctx.get(), 0, N_LONG + 8, random_tokens(250, 9))); // over a multiple of 256
             maybe(0);
-            run.push_back(decode(ctx.get(), 0, N_LONG + 270, { 5 }));
+            run.push_back(decode(ctx.get(), 0, N_LONG + 258, { 5 }));
             runs.push_back(run);
 
             // a window that is full is full
             const int n_free = stats_of(ctx).n_free;
-            decode(ctx.get(), 0, N_LONG + 271, random_tokens(std::min(n_free, 250), 3));
+            decode(ctx.get(), 0, N_LONG + 259, random_tokens(std::min(n_free, 250), 3));
             if (n_free <= 250) {
                 CHECK(stats_of(ctx).n_free == 0);
             }

@@ -26,6 +26,7 @@ ANY_TYPE = {
     "every_fault_once",
     "full_stream",
     "graphs_are_reused",
+    "long_answers_before_a_trigger",
     "many_sequences",
     "masked_states",
     "masks_fail_whole",

@@ -52,8 +52,8 @@ def samples() -> list[Sample]:
 
 @pytest.fixture(scope="session")
 def shared_chat(engine: library.Binding) -> Iterator[Chat]:
-    """The bundled model, loaded once."""
-    with Chat(n_threads=1) as chat:
+    """The bundled model, loaded once. Without an archive: a follow-up goes on behind what is left."""
+    with Chat(n_threads=1, archive="none") as chat:
         yield chat
 
 

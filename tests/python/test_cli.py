@@ -308,6 +308,8 @@ def test_info_says_why_not(fake, monkeypatch):
     [
         ("qwen2vl", "qwen2.5vl_merger", "Qwen2.5-VL"),
         ("qwen2", "llava_onevision", "LLaVA-OneVision"),
+        ("llama", "llava_next", "LLaVA-NeXT"),
+        ("llama", "idefics3", "Idefics 3, SmolVLM"),
         ("qwen35", "qwen3vl_merger", "Qwen3.5"),
         ("qwen2", "other", "qwen2"),
         ("mamba", "", "mamba"),

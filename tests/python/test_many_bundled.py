@@ -20,7 +20,8 @@ def model(engine: Any) -> Iterator[Model]:
 
 def uniform(scores: Any, total: int) -> list[list[int]]:
     """A policy: the first tokens of every layer."""
-    return [list(range(total // len(scores))) for _ in scores]
+    share, rest = divmod(total, len(scores))
+    return [list(range(share + (layer < rest))) for layer in range(len(scores))]
 
 
 def items(samples: list[Any]) -> list[dict[str, Any]]:

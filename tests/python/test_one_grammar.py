@@ -138,7 +138,7 @@ def test_the_grid_is_the_same_everywhere(engine: library.Binding) -> None:
 def test_the_servers_flags_are_the_grid(engine: library.Binding, program: Callable[[str], Path]) -> None:
     shown = subprocess.run([program("llama-server"), "--help"], capture_output=True, text=True, check=True).stdout
     flags = set(re.findall(r"--aircache-([a-z-]+)", shown))
-    assert {name.replace("-", "_") for name in flags} == {*PARTS, "request_fields"}
+    assert {*PARTS, "request_fields"} <= {name.replace("-", "_") for name in flags}
     for part in grammar.parts():
         flag = part.name.replace("_", "-")
         assert f"--aircache-{flag} {part.hint}" in shown and f"LLAMA_ARG_AIRCACHE_{part.name.upper()}" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pyaircache.batch.run import Job, answers
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'pyaircache[ray]'")
 pytestmark = pytest.mark.slow
 
-TIMES = ("ms_", "tokens_per_second", "n_graphs_reused", "n_encoded", "n_reused", "kv_bytes_resident")
+TIMES = ("ms_", "tokens_per_second", "n_graphs_reused", "n_encoded", "n_reused", "kv_bytes_allocated", "process_bytes")
 
 
 class DiesOnce(Answerer):
@@ -37,6 +38,7 @@ def cluster() -> Iterator[None]:
     """Two processors, whatever the machine has."""
     import ray
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
     ray.init(num_cpus=2, num_gpus=0, log_to_driver=False, include_dashboard=False, address="local")
     yield
     ray.shutdown()

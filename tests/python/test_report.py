@@ -232,9 +232,10 @@ def tiled(projector: str, counts: list[int], token: int, side: int = 0) -> Repor
         ("idefics3", [4] * 9, 32, (80, 40), (0, 0, 40, 20)),
         ("mlp", [16], 4, (40, 20), (0, 0, 10, 10)),  # 4 x 4 cells over a square; the first and last row are padding
         ("mlp", [16], 6, (20, 40), (10, 10, 20, 20)),
-        ("mlp", [4, 4, 4], 5, (40, 10), (30, 0, 40, 5)),  # LLaVA-NeXT: a canvas of 40 x 20 around the picture
+        ("mlp", [4, 4, 4], 5, (40, 10), (30, 0, 40, 5)),  # a LLaVA-NeXT of others: a canvas of 40 x 20
         ("llava_onevision", [4 + 2 * 5], 4 + 5, (80, 40), (0, 20, 20, 40)),  # 2 rows of 4 tokens and a newline
         ("llava_onevision", [4 + 2 * 5], 1, (80, 40), (40, 0, 80, 20)),  # the base comes first
+        ("llava_next", [4 + 2 * 5], 4 + 5, (80, 40), (0, 20, 20, 40)),
     ],
 )
 def test_heatmap_of_tiles(projector, counts, token, size, box):

@@ -3,6 +3,7 @@ each and without their padding, and Mistral as text model."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +70,10 @@ class LlavaNext(FlatVlm):
         words = SimpleNamespace(image_processor=self.processor, patch_size=PATCH, num_additional_image_tokens=0)
         words._get_unpadded_features = lambda *sizes: LlavaNextProcessor._get_unpadded_features(words, *sizes)
         return LlavaNextProcessor._get_number_of_features(words, height, width, PX, PX)
+
+    def ids(self, text: str, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """With the newline that Hugging Face's templates have behind a picture, where text touches it."""
+        return super().ids(re.sub(r"(<\|image_pad\|>)(?=[^\s<])", "\\1\n", text), sizes)
 
     def joined(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Pictures of fewer tiles are filled up by the processor."""

@@ -79,6 +79,13 @@ def test_a_grammar_that_cannot_be_followed(server: Server, grammar: str, said: s
         assert other.result().json()["tokens_predicted"] == 200
 
 
+def test_a_trigger_that_the_regex_library_cannot_take(server: Server) -> None:
+    """It would end the process: std::regex recurses over its terms."""
+    lazy = {"grammar": 'root ::= "yes"', "grammar_lazy": True}
+    trigger = {"type": 2, "value": "x" * 200000}
+    assert "a trigger of it has 200000 bytes" in refused(complete(server, grammar_triggers=[trigger], **lazy))
+
+
 def properties(count: int) -> dict[str, Any]:
     return {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(count)}}
 
