@@ -182,10 +182,11 @@ def rows(lines: Iterable[Line]) -> list[list[str]]:
     out = [list(HEAD)]
     middle = medians(lines)
     first: dict[tuple[Any, ...], float] = {}
-    for one in sorted(middle, key=lambda one: one["keep"] != 1):
-        first.setdefault(_place(one), speed(one))
     for one in middle:
-        own, base = Own.of(one), first[_place(one)]
+        if one["keep"] == 1:
+            first.setdefault(_place(one), speed(one))
+    for one in middle:
+        own, base = Own.of(one), first.get(_place(one))
         overhead = added.get((one["pl"], one["pp"], one["type_k"], one["keep"]))
         cache = Cache(one["type_k"], one["keep"])
         out.append(
@@ -198,7 +199,7 @@ def rows(lines: Iterable[Line]) -> list[list[str]]:
                 "" if cache.full else f"{own.compress:,.1f}",
                 f"{own.step:,.1f}",
                 f"{speed(one):,.1f}",
-                f"{speed(one) / base:.2f}",
+                "" if base is None else f"{speed(one) / base:.2f}",
                 f"{one['roofline_ms'] / own.step:.0%}",
                 *(_number(one[name], ",.0f", 1e6) for name in _BYTES),
                 str(one["n_fit"]),
