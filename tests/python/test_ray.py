@@ -39,7 +39,14 @@ def cluster() -> Iterator[None]:
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
-    ray.init(num_cpus=2, num_gpus=0, log_to_driver=False, include_dashboard=False, address="local")
+    ray.init(
+        _system_config={"worker_niceness": 0},  # else whatever the machine does comes first
+        num_cpus=2,
+        num_gpus=0,
+        log_to_driver=False,
+        include_dashboard=False,
+        address="local",
+    )
     yield
     ray.shutdown()
 
