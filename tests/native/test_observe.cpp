@@ -246,7 +246,10 @@ static void one_sums_up() {
     compress(ctx.get(), 0, all, false);
 
     auto streams = context(2);
-    CHECK(llama_aircache_observe(streams.get(), 0, &SPAN, 1, N_PROMPT, &all, nullptr) == LLAMA_AIRCACHE_UNSUPPORTED);
+    CHECK(llama_aircache_observe(streams.get(), 0, &SPAN, 1, N_PROMPT, &all, nullptr) == 0);
+    CHECK(llama_aircache_observe(streams.get(), 1, &SPAN, 1, N_PROMPT, &all, nullptr) == LLAMA_AIRCACHE_STATE); // one graph sums up one
+    CHECK(strstr(llama_aircache_error(), "sequence 0"));
+    CHECK(llama_aircache_clear(streams.get(), 0) == 0);
 }
 
 // scores do not depend on how the queries are cut into tiles, and large scratch does not stay
