@@ -10,6 +10,10 @@
 #include <algorithm>
 #include <stdexcept>
 
+#if defined(__GLIBC__)
+#    include <malloc.h>
+#endif
+
 //
 // what can be used again
 //
@@ -127,6 +131,13 @@ void server_aircache_observer::observe(llama_context * ctx, llama_seq_id seq, co
     }
 }
 
+// Reading pictures takes tens of MB a request, in whichever HTTP thread does it, and glibc keeps what a thread has freed.
+static void trim_heaps() {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+}
+
 // memory as a whole, all slots; what is not known stays 0
 static void add_memory(llama_context * ctx, const server_prompt_aircache & cells, server_aircache_stats & stats) {
     stats.kv_bytes_reserved = (int64_t) llama_n_ctx(ctx)*cells.kv_bytes_cell;
@@ -189,6 +200,7 @@ bool server_aircache_observer::finish(llama_context * ctx, llama_seq_id seq, con
     std::pair<server_prompt_aircache, server_aircache_stats> res;
     yield([&]() {
         res = compress(ctx, seq, held, wanted);
+        trim_heaps();
     });
     end(ctx, seq, held);
     server_aircache_count(res.first.n_visual - cells.n_visual, res.first.n_kept - cells.n_kept, res.second.ms);
