@@ -31,12 +31,16 @@ import bundled  # noqa: E402
 
 LIMIT_S = 120.0
 
-NOT_RUN = {"make ": "sets everything up and runs all tests, this one among them"}
+NOT_RUN = {
+    "make ": "sets everything up and runs all tests, this one among them",
+    "pyaircache bench ": "takes minutes: tests/bench/test_bench.py runs it on a tiny shape",
+}
 SERVERS = ("pyaircache serve ", "pyaircache/bin/ggml-rpc-server ")
 RUN = ("pyaircache ", "curl ")
 # Alternatives without a language: expressions with names that the text explains
 EXPRESSIONS = 'Chat(method="snapkv")'
 QUESTIONS = 'chat.ask("page.png", '
+MANY = "for done in chat.ask_many("
 # Commands of docs/ that run on what is here
 DOCS = ("building.md", "convert.md", "methods.md")
 IN_DOCS = ("pyaircache convert ", "pyaircache methods", 'pyaircache ask page.png "What is the Parcel No?"')
@@ -60,10 +64,11 @@ def commands(block: str) -> list[str]:
 
 BLOCKS = blocks("README.md")
 PYTHON = [block for language, block in BLOCKS if language == "python"]
-OURS = (EXPRESSIONS, QUESTIONS)
+OURS = (EXPRESSIONS, QUESTIONS, MANY)
 SHELL = [commands(block) for language, block in BLOCKS if not language and not block.startswith(OURS)]
 OTHERS = [commands(block) for page in DOCS for language, block in blocks(f"docs/{page}") if not language]
 ALONE = [line for lines in SHELL for line in lines if not lines[0].startswith(SERVERS) and line.startswith(RUN)]
+ALONE = [line for line in ALONE if not line.startswith((*NOT_RUN,))]
 ALONE += [line for lines in OTHERS for line in lines if not lines[0].startswith(SERVERS) and line.startswith(IN_DOCS)]
 WITH_SERVER = {lines[0].split()[0]: lines for lines in SHELL + OTHERS if lines and lines[0].startswith(SERVERS)}
 
@@ -84,6 +89,7 @@ def folder(tmp_path: Path, program: Callable[[str], Path], monkeypatch: pytest.M
     """The current folder, with the files that README.md names."""
     model, mmproj = model_files.resolve(None, None)
     shutil.copy(sample().path, tmp_path / "page.png")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": "page.png", "question": sample().question}) + "\n")
     (tmp_path / "model.gguf").symlink_to(model)
     (tmp_path / "mmproj.gguf").symlink_to(mmproj)
     (tmp_path / "pyaircache").mkdir()
@@ -152,6 +158,9 @@ def test_command(folder: Path, line: str) -> None:
         answer = json.loads(done.stdout)["answer"] if "--json" in line else done.stdout.splitlines()[0]
         assert answer == sample().answer
         assert (folder / "heatmap.png").is_file() == ("--heatmap" in line)
+    elif line.startswith("pyaircache batch "):
+        (result,) = (folder / "answers.jsonl").read_text().splitlines()
+        assert json.loads(result)["answer"] == sample().answer
     elif line.startswith("pyaircache convert "):
         assert sorted(path.name for path in (folder / "models").iterdir()) == sorted(
             Path(made).name for made in done.stdout.split()
@@ -184,6 +193,14 @@ def test_questions(folder: Path) -> None:
         for line in commands(block):
             eval(line.partition("  #")[0], {"chat": chat})
         assert len(chat.messages) == 2
+
+
+def test_many(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = (block for _, block in BLOCKS if block.startswith(MANY))
+    with pyaircache.Chat(keep=0.1, n_ctx=2048) as chat:
+        exec(block, {"chat": chat})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and f"0 {sample().answer}" in lines
 
 
 def test_server(folder: Path) -> None:
