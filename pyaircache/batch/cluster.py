@@ -76,7 +76,6 @@ def over_ray(
             batch_size=size,
             num_cpus=cpus,
             num_gpus=1 if gpus else 0,
-            scheduling_strategy="SPREAD",
         )
         for row in data.iter_rows():
             yield json.loads(row["result"])

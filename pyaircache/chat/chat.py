@@ -322,7 +322,8 @@ class Chat(Asking, AskingMany):
         fork.check(self._pid)
         self._refuse_closed()
         cells = self.info.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 0, 2**31 - 1)
-        settings = Settings(self.model, self._options, self._image_urls, self._engine_options, cells)
+        engine = self._engine_options | engine_options("none") | {"archive_path": None}  # nobody asks again
+        settings = Settings(self.model, self._options, self._image_urls, engine, cells)
         run = Many(settings, items, n_parallel, options)
         self._runs.add(run)
         return run
