@@ -1,10 +1,13 @@
-"""Prints what the package, and the extras and dependency groups named as arguments, need: for pip, line by line.
+"""Prints what the package, and the extras and dependency groups named as arguments, need on this Python.
 
-pip itself reads groups since 25.1, and extras only of a package that it has built.
+For pip, line by line, and without markers, so that a shell may take the lines apart. pip itself reads groups since
+25.1, and extras only of a package that it has built.
 """
 
 import sys
 from pathlib import Path
+
+from pip._vendor.packaging.requirements import Requirement
 
 try:
     import tomllib
@@ -24,5 +27,7 @@ def needs(name):
 
 
 wanted = pyproject["project"]["dependencies"] + [one for name in sys.argv[1:] for one in needs(name)]
-for requirement in dict.fromkeys(wanted):
-    print(requirement)
+for requirement in map(Requirement, dict.fromkeys(wanted)):
+    if requirement.marker is None or requirement.marker.evaluate():
+        extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+        print(f"{requirement.name}{extras}{requirement.specifier}")
