@@ -2,6 +2,7 @@
 # make test    builds everything, also the unpatched libllama for comparison, and runs all tests
 # make check   the quick ones of them, in less than a minute: the pure parts, and the bundled model's answers
 # make lint    ruff and mypy
+# make test-ray installs Ray, and runs its test on a cluster of two workers
 # make pythons the package on each Python from 3.10 to 3.14 that is here, and with the oldest dependencies: noxfile.py
 # make build   only builds: the package is then importable from .venv and from here
 # make docs-api writes docs/api.md from the docstrings; make plots draws the pictures of README.md anew
@@ -31,13 +32,17 @@ SOURCES := pyproject.toml CMakeLists.txt llama.cpp.lock \
 	$(wildcard tests/native/*.cpp tests/native/*.h tests/native/CMakeLists.txt fuzz/*.cpp fuzz/*.h fuzz/CMakeLists.txt) \
 	$(shell find cmake native patches -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test check lint pythons build stock quality docs-api plots clean distclean FORCE
+.PHONY: demo test test-ray check lint pythons build stock quality docs-api plots clean distclean FORCE
 
 demo: build
 	$(PY) -m pyaircache demo
 
 test: build $(VENV)/tests.done stock
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-ray: build $(VENV)/tests.done
+	$(PIP) install -q $$($(PY) cmake/requires.py ray)
+	$(PY) -m pytest $(PYTEST_ARGS) tests/python/test_ray.py
 
 # Nothing here makes a model or starts a server. What is added must not take more than a few seconds.
 CHECKS := tests/bench/test_figures.py tests/bench/test_scripts.py tests/build/test_fetch.py \
