@@ -308,6 +308,7 @@ int32_t llama_aircache_memory(llama_context * ctx, llama_seq_id seq, llama_airca
         LLAMA_AIRCACHE_REQUIRE(out, "out is null");
         LLAMA_AIRCACHE_REQUIRE(out->size == sizeof(*out), "the size is %u, and this library's %zu: begin with "
                 "llama_aircache_bytes_empty(), or build with this library's header", out->size, sizeof(*out));
+        air.tidy();
         out->reserved = out->allocated = 0;
         for (uint32_t s = 0; s < air.kv.n_stream(); ++s) {
             if (seq < 0 || air.kv.stream(seq) == s) {
@@ -322,6 +323,7 @@ int32_t llama_aircache_resident(llama_context * ctx, int64_t * bytes) {
     return llama_aircache_guarded([&] {
         const auto & air = llama_aircache_open(ctx, 0);
         LLAMA_AIRCACHE_REQUIRE(bytes, "bytes is null");
+        air.tidy();
         *bytes = 0;
         for (uint32_t s = 0; s < air.kv.n_stream(); ++s) {
             *bytes += air.kv.allocated_bytes(s);

@@ -65,6 +65,7 @@ llama_aircache_store::pieces llama_aircache_archive::values(const llama_aircache
 uint64_t llama_aircache_archive::shape_of(const llama_aircache & air) {
     uint64_t res = 1469598103934665603ull;
     const auto mix = [&](uint64_t value) { res = (res ^ value)*1099511628211ull; };
+    mix((uintptr_t) &air.kv.hparams()); // of the very model: another one may have the same shape
     mix(air.kv.v_trans());
     mix(air.kv.n_layer());
     for (uint32_t l = 0; l < air.kv.n_layer(); ++l) {

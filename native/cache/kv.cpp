@@ -94,6 +94,11 @@ void llama_aircache_kv::set_cells(uint32_t stream, llama_kv_cells && table, uint
     kv.v_heads[stream] = head;
 }
 
+bool llama_aircache_kv::copy_waits(uint32_t stream) const {
+    const auto & from = kv.sc_info.ssrc;
+    return std::find(from.begin(), from.end(), stream) != from.end();
+}
+
 //
 // views
 //

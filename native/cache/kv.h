@@ -99,6 +99,9 @@ public:
 
     void remove(llama_seq_id seq) const { kv.seq_rm(seq, -1, -1); }
 
+    // does a copy of the stream wait, so that what it held is needed yet?
+    bool copy_waits(uint32_t stream) const;
+
 private:
     llama_kv_cache & kv;
 };

@@ -86,6 +86,8 @@ void llama_aircache_zones::write_zone(llama_io_write_i & io, uint32_t stream, ll
         return;
     }
 
+    untidy = true;
+
     // another sequence of a unified stream may hold it
     const auto * zone = zone_of(stream, seq);
 
@@ -157,4 +159,5 @@ void llama_aircache_zones::restore(llama_kv_cache & kv, const llama_kv_cache::sl
     }
 
     kv.air->set_zone(sinfo.strm[0], std::move(zone));
+    kv.air->untidy = true;
 }

@@ -31,7 +31,7 @@ struct llama_aircache_file_closer {
 class llama_aircache_file_store : public llama_aircache_store {
 public:
     llama_aircache_file_store(const std::string & path, const std::vector<section> & sections, uint64_t shape) :
-            path(path), part(path + ".part") {
+            path(path) {
         memcpy(head.magic, ARCHIVE_MAGIC, sizeof(head.magic));
         head.version    = ARCHIVE_VERSION;
         head.n_sections = sections.size();
@@ -44,11 +44,17 @@ public:
         }
 
         refuse_others();
-        file.reset(fopen(part.c_str(), "wb"));
+        part = path + "." + std::to_string(head.id) + ".part"; // nobody else's
+        file.reset(fopen(part.c_str(), "wbx"));
         if (!file) {
             throw failed(errno);
         }
-        write(&head, sizeof(head));
+        try {
+            write(&head, sizeof(head));
+        } catch (...) {
+            remove(part.c_str());
+            throw;
+        }
     }
 
     ~llama_aircache_file_store() override {
@@ -180,7 +186,7 @@ private:
     }
 
     const std::string path;
-    const std::string part;
+    std::string part; // what is being written
     bool finished = false;
     opened file; // while it is written
 

@@ -27,6 +27,7 @@ void llama_aircache_zones::attach(llama_context * lctx) {
 //
 
 void llama_aircache_zones::sync(llama_seq_id seq) {
+    tidy();
     for (uint32_t s = 0; s < zones.size(); ++s) {
         if (seq >= 0 && kv.stream(seq) != s) {
             continue;
@@ -34,6 +35,9 @@ void llama_aircache_zones::sync(llama_seq_id seq) {
         if (!zones[s].empty() && kv.cells(s).is_empty(zones[s].cell)) {
             zones[s] = {};
             zones_version++;
+        }
+        if (kv.copy_waits(s)) {
+            continue; // copied() gives back what is left
         }
         if (kv.cells(s).get_used() == 0) {
             kv.release(s); // nothing is left of a conversation: its memory goes, too
@@ -43,6 +47,15 @@ void llama_aircache_zones::sync(llama_seq_id seq) {
             }
         }
     }
+}
+
+void llama_aircache_zones::tidy() const {
+    for (uint32_t s = 0; untidy && s < zones.size(); ++s) {
+        for (uint32_t l = 0; !zones[s].empty() && l < kv.n_layer(); ++l) {
+            kv.release(l, s, 0, zones[s].start[l]);
+        }
+    }
+    untidy = false;
 }
 
 void llama_aircache_zones::copied(llama_kv_cache & cache, uint32_t ikv, uint32_t stream) {

@@ -54,6 +54,9 @@ public:
     // Drops zones whose cells are gone, and gives back the memory behind the last cell: of the sequence's stream, or of all.
     void sync(llama_seq_id seq = -1);
 
+    // A state is saved and restored with the rows below a layer's survivors, whose pages are taken by that: gives them back.
+    void tidy() const;
+
     // false: the range would cut a compressed region or leave it without the text before it. seq: -1 for all sequences.
     // All but can_rm log the reason, as their callers have no way to report it.
     bool can_rm (llama_seq_id seq, llama_pos p0, llama_pos p1) const;
@@ -130,6 +133,8 @@ private:
     bool keeps_sides(llama_seq_id seq, llama_pos p0, llama_pos p1, F && to) const;
 
     std::vector<llama_aircache_zone> zones; // [n_stream]
+
+    mutable bool untidy = false; // since a state with zones was saved or restored
 
     std::vector<uint32_t> pad; // [n_layer] granularity of view starts
 };

@@ -59,13 +59,14 @@ void aircache_grammar_left(const llama_token_data_array * tokens) {
     }
 }
 
-void aircache_grammar_check_trigger(const std::string & pattern, const std::string & text) {
+void aircache_grammar_check_trigger(const std::string & pattern) {
     if (pattern.size() > MAX_TRIGGER) {
         throw std::runtime_error("a trigger of it has " + std::to_string(pattern.size()) + " bytes, more than " + std::to_string(MAX_TRIGGER));
     }
-    if (text.size() > MAX_TRIGGER_TEXT) {
-        throw std::runtime_error("the answer has more than " + std::to_string(MAX_TRIGGER_TEXT) + " bytes, and the trigger of its grammar has not come");
-    }
+}
+
+bool aircache_grammar_may_trigger(const std::string & text) {
+    return text.size() <= MAX_TRIGGER_TEXT;
 }
 
 size_t aircache_grammar_trigger_from(const std::string & text) {

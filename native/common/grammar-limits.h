@@ -49,9 +49,10 @@ private:
 // draw one anyway. One token alone is a question whether it fits.
 LLAMA_API void aircache_grammar_left(const struct llama_token_data_array * tokens);
 
-// std::regex recurses over the terms of an expression and over the text that it matches: a lazy grammar's trigger that is too
-// long for that, or an answer in which one that stands for all of it has not come yet, throws a std::runtime_error.
-LLAMA_API void aircache_grammar_check_trigger(const std::string & pattern, const std::string & text = "");
+// std::regex recurses over the terms of an expression and over the text that it matches. A lazy grammar's trigger that is too
+// long for that throws a std::runtime_error; one that stands for all of an answer no longer comes once the answer is too long.
+LLAMA_API void aircache_grammar_check_trigger(const std::string & pattern);
+LLAMA_API bool aircache_grammar_may_trigger(const std::string & text);
 
 // Where to look for one that may be anywhere: what is before has been looked through when it came.
 LLAMA_API size_t aircache_grammar_trigger_from(const std::string & text);

@@ -220,6 +220,9 @@ pac_prompt_layout pac_engine::lay_out(const pac_pieces & pieces, const std::vect
         }
         first_image += n_images;
     }
+    if (first_image < pieces.n_images) { // the last part is no text, which would have told
+        throw pac_error(PAC_ERR_ARGUMENT, pac_format("%d images were given, but the parts of the conversation name %d", pieces.n_images, first_image));
+    }
 
     aircache_template_tokens template_tokens(model->vocab());
     llama_pos pos = pieces.whole ? 0 : n_pos;

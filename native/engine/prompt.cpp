@@ -199,7 +199,10 @@ void pac_engine::observe(const pac_prompt_layout & layout, const pac_method * me
 // the chunks at the beginning that need not be evaluated
 size_t pac_engine::restore(job & now) {
     const size_t res = archive.covers(now.layout);
-    if (res > 0 && archive.restore(*this)) {
+    const auto   end = now.layout.chunks.begin() + res;
+    const bool known = !keep_embeddings || // which are to be handed out
+        std::all_of(now.layout.chunks.begin(), end, [](const pac_chunk & c) { return !c.media || c.embd; });
+    if (res > 0 && known && archive.restore(*this)) {
         n_pos   = archive.n_pos();
         n_cells = archive.n_tokens();
         return res;

@@ -88,6 +88,7 @@ static bool grow(llama_aircache_zones * zones, llama_context * ctx, uint32_t n_r
 }
 
 bool llama_aircache_zones::make_room(const std::vector<llama_ubatch> & ubatches) {
+    tidy();
     std::vector<uint32_t> n_used;
     for (const auto & table : kv.tables()) {
         n_used.push_back(table.get_used());

@@ -205,6 +205,8 @@ def test_failed_questions_lose_nothing(engine: Engine, after: int) -> None:
         engine.conversation([*parts, [-1]], images, observe=METHOD)
     with pytest.raises(ArgumentError, match="markers"):
         engine.conversation(parts, images[:1], observe=METHOD)
+    with pytest.raises(ArgumentError, match="3 images were given, but the parts of the conversation name 2"):
+        engine.conversation([*parts, [5]], [*images, images[0]], observe=METHOD)
     got = answered(engine, parts, images, METHOD)
     assert got[0] == expected[0] and got[2:] == expected[2:]
     assert engine.archive().n_restored > 0

@@ -107,6 +107,38 @@ static void copies_take_what_they_hold() {
     CHECK(allocated(ctx) < one*5/2);
 }
 
+// a copy waits until something is decoded: what is removed meanwhile is copied all the same
+static void copies_of_what_is_removed() {
+    auto ctx = context(2);
+    const auto l = prefill(ctx.get(), 0);
+    CHECK(allocated(ctx) > 0);
+    auto * mem = llama_get_memory(ctx.get());
+    const auto want = generate(ctx.get(), 0, N_PROMPT, argmax(l), 4);
+    CHECK(llama_memory_seq_rm(mem, 0, N_PROMPT, -1));
+
+    llama_memory_seq_cp(mem, 0, 1, -1, -1);
+    CHECK(llama_memory_seq_rm(mem, 0, -1, -1));
+    check_same(generate(ctx.get(), 1, N_PROMPT, argmax(l), 4), want);
+}
+
+// A state holds the rows below a layer's survivors, too: neither saving nor restoring them takes memory for good.
+static void states_take_what_they_hold() {
+    auto ctx = context(2, false, 4096);
+    if (!mapped() || !flash) {
+        return;
+    }
+    prefill_long(ctx.get());
+    compress(ctx.get(), 0, method_named("pyramidkv", 0.3), false); // budgets that differ
+    const int64_t before = allocated(ctx);
+
+    std::vector<uint8_t> state(llama_state_seq_get_size(ctx.get(), 0));
+    CHECK(llama_state_seq_get_data(ctx.get(), state.data(), state.size(), 0) == state.size());
+    CHECK(allocated(ctx) == before);
+
+    CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 1) == state.size());
+    CHECK(allocated(ctx) <= before*21/10);
+}
+
 // addresses are not memory: a window of twice the machine's
 static void windows_beyond_ram() {
 #if defined(__linux__)
@@ -306,6 +338,7 @@ static void graphs_are_reused() {
 
 cases cases_of_memory = {
     { "cells_are_freed", cells_are_freed },
+    { "copies_of_what_is_removed", copies_of_what_is_removed },
     { "copies_take_what_they_hold", copies_take_what_they_hold },
     { "graphs_are_reused", graphs_are_reused },
     { "memory_follows", memory_follows },
@@ -313,6 +346,7 @@ cases cases_of_memory = {
     { "resized_states", resized_states },
     { "resized_streams", resized_streams },
     { "resizing_fails_whole", resizing_fails_whole },
+    { "states_take_what_they_hold", states_take_what_they_hold },
     { "tails_are_given_back", tails_are_given_back },
     { "windows_beyond_ram", windows_beyond_ram },
 };
