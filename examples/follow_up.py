@@ -1,7 +1,7 @@
-"""A conversation: a question about a page, then questions without the page, which is still in the cache.
+"""A conversation: a question about a page, then one without it, which sees the whole page again.
 
-The bundled model was trained on single questions: what it says to the second one here means nothing. A real model
-answers it from the visual cells that the first question kept. For quite another question, ask with the page again.
+The page's full cells come from the archive, and only the text behind them is evaluated. The bundled model was trained
+on single questions: what it says to a second one means little; a real model answers it.
 
 python examples/follow_up.py
 """
@@ -14,10 +14,11 @@ with Chat(keep=0.25) as chat:
     first = chat.ask(page.path, page.question)
     print(f"{page.question} {first}")
 
-    second = chat.ask(None, "And the one below it?", max_tokens=8)  # only the new words are evaluated
+    second = chat.ask(None, "And the one below it?", max_tokens=8)
     print(f"And the one below it? {second}")
     print(f"prompt of the first question: {first.report.prompt_tokens} tokens, {first.report.visual_tokens} visual")
-    print(f"prompt of the second question: {second.report.prompt_tokens} tokens, none visual")
+    known = second.report.n_restored
+    print(f"prompt of the second question: {second.report.prompt_tokens} tokens, {known} from the archive")
 
     again = chat.ask(page.path, "Total?")  # with a page: a new conversation, compressed for this question
     print(f"Total? {again}")

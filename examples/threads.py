@@ -28,4 +28,5 @@ with Chat(keep=0.10, n_threads=1) as chat:
         except CancelledError as error:
             print("cancelled:", error)
 
-    print("text only:", chat.ask(None, "How are you?", max_tokens=4).report.visual_tokens, "visual tokens")
+    text = chat.ask(None, "How are you?", max_tokens=4, follow_up=False)
+    print("text only:", text.report.visual_tokens, "visual tokens")

@@ -58,4 +58,6 @@ def _file(path: str, text: bool) -> Path:
         raise ValueError("name a file in this folder as ./FILE")
     if not file.parent.is_dir():
         raise ValueError("its folder does not exist")
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError("its folder cannot be written to")
     return file

@@ -44,9 +44,9 @@ class AskOptions(TypedDict, total=False):
     For functions of your own that pass them on: ``def total(page: Path, **options: Unpack[AskOptions])``.
 
     Attributes:
-        keep: Share of this question's visual cells to keep, in (0, 1], instead of the Chat's own ``keep``. A follow-up
-            without an image cannot change what is left of it: another ``keep`` or ``method`` than the conversation's
-            has no effect there, and a warning says so.
+        keep: Share of this question's visual cells to keep, in (0, 1], instead of the Chat's own ``keep``. Without an
+            archive (``Chat(archive="none")``) a follow-up without an image cannot change what is left of it: another
+            ``keep`` or ``method`` than the conversation's has no effect there, and a warning says so.
         method: Instead of the Chat's own, in any form that `Chat` takes.
         system: A system message for the conversation that begins with this question, instead of the Chat's own; False:
             none. A question that follows others cannot change theirs.

@@ -60,6 +60,8 @@ class Question:
     """The conversation with this question at its end."""
     report: Report
     options: Options
+    archived: bool
+    """Whether the engine keeps the full cells of this conversation's pictures."""
 
     @property
     def turn(self) -> Turn:
@@ -105,6 +107,7 @@ class Session:
         self._stale = False  # whether the engine may hold something else than `turns`
         self._archives = archives  # whether the engine was told to keep a prompt's full cells for the next question
         self._archived = False  # whether it does, of this conversation
+        self._archived_now = False  # with the question that is being asked
 
     def messages(self) -> list[dict[str, Any]]:
         """The conversation as OpenAI-style messages."""
@@ -148,6 +151,7 @@ class Session:
             CancelledError: It was cancelled.
         """
         refuse_cancelled(cancelled)
+        self._archived_now = self._archived
         options, choice = request.options, request.options.choice
         turns, given = self._placed(request)
         images = any(one.images for one in given)
@@ -164,13 +168,14 @@ class Session:
             turn.keep, turn.name, turn.alpha = options.keep, choice.name, choice.alpha
         self.engine.set_sampling(options.sampling)  # refuses a grammar before anything is evaluated
         # Without an archive, what holds for a follow-up is what the last images' question left
+        first = (turns[0].given if turns else given)[0]
         shown = turn if again else next((one for one in [turn, *reversed(turns)] if one.images), turn)
         report = Report(
             keep=shown.keep,
             method=shown.name,
             alpha=shown.alpha,
             seed=options.reported_seed,
-            parameters=options.parameters(),
+            parameters={**options.parameters(), "system": first.content if first.role == "system" else False},
         )
         seen = [*turns, turn] if again else [turn]
         if images or again:
@@ -202,22 +207,20 @@ class Session:
             else:
                 self._stale = True
                 self.engine.reset()
-                self._archived = False
+                self._archived_now = False
             if not again:
                 self._feed(turn, progress, over, report)
         self._stale = True  # until the turn is one of `turns`
         if method is None or (turns and not again):
             cells = sum(one.n_prompt + len(one.tokens) for one in [*turns, turn])
             report.kv_bytes_full = cells * self.info.kv_bytes_per_token
-        return Question([*turns, turn], report, options)
+        return Question([*turns, turn], report, options, self._archived_now)
 
     def _begins_again(self, turns: list[Turn], images: bool, method: EngineMethod | None) -> bool:
         """Whether a question is asked with the conversation before it as one prompt, which sees all images again."""
         if not self._archives or not (images or any(turn.images for turn in turns)):
             return False
-        if not turns:
-            return method is not None
-        return self._archived
+        return self._archived or (method is not None and not any(turn.images for turn in turns))
 
     def _placed(self, request: Request) -> tuple[list[Turn], list[Given]]:
         """(the turns that the request follows, the messages that are new to them)."""
@@ -240,6 +243,7 @@ class Session:
     def commit(self, question: Question) -> None:
         """Makes a question and its answer, as far as it got, the end of the conversation."""
         self.turns = question.turns
+        self._archived = question.archived
         self._stale = False
 
     def spans(self, size: Size) -> list[Span]:
@@ -316,7 +320,7 @@ class Session:
             cancelled,
         )
         archive = self.engine.archive()
-        self._archived = archive.kind != "none"
+        self._archived_now = archive.kind != "none"
         if report is not None:
             report.archive, report.archive_bytes, report.archive_note = archive.kind, archive.bytes, archive.why
             report.n_restored, report.ms_restore, report.ms_archive = (

@@ -18,7 +18,7 @@ PRINTS: dict[str, list[str]] = {
     "async_chat": [*ANSWERS[:4]],
     "compare_methods": ["5/5   5808", "aircache", "random"],
     "first_question": [ANSWERS[0], "right"],
-    "follow_up": [ANSWERS[1], "none visual"],
+    "follow_up": [ANSWERS[1], "from the archive"],
     "heatmap": [ANSWERS[1]],
     "many_questions": [
         *(f"{i}: {answer}, 10% kept" for i, answer in enumerate(ANSWERS)),

@@ -62,7 +62,7 @@ def test_everything_that_was_asked_for_reaches_the_engine_and_the_report(chat):
     assert {name: sampling[name] for name in options} == options
     assert sampling["grammar"] == "root ::= [a-z]+" and sampling["json_schema"] is None
     more = {"max_tokens": 9, "stop": ["x"], "grammar": "root ::= [a-z]+", "logprobs": 2, "json_schema": None}
-    head = {"keep": 0.5, "method": "aircache", "system": None}
+    head = {"keep": 0.5, "method": "aircache", "system": False}
     assert report.parameters == {**options, **more, **head} and report.seed == 7
     assert json.loads(json.dumps(report.to_dict()))["parameters"] == report.parameters
     again = chat.ask(IMAGE, "What?", **report.parameters).report

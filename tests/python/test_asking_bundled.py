@@ -105,7 +105,7 @@ def test_a_picture_is_encoded_once(real_chat, samples):
         counts.append((report.n_encoded, report.n_reused))
     assert counts == [(1, 0), (0, 1), (1, 1)]
     assert real_chat.model.info.n_kept_images == 2 and real_chat.model.info.image_cache_bytes > 0
-    with Chat(n_threads=1, image_cache_bytes=0) as chat:
+    with Chat(n_threads=1, image_cache_bytes=0, archive="none") as chat:
         reports = [chat.ask(picture, "What?", max_tokens=1).report for _ in range(2)]
     assert [report.n_encoded for report in reports] == [1, 1]
 

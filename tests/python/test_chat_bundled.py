@@ -241,7 +241,7 @@ def test_cancel_from_another_thread(engine, samples, n_threads):
         expected = chat.ask(None, "And the next one?", max_tokens=8)
         chat.ask(sample.picture, sample.question, keep=0.5)
         begun = threading.Event()
-        engine_calls = {"prompt": chat._engine.prompt, "decode": chat._engine.decode}
+        engine_calls = {"conversation": chat._engine.conversation, "decode": chat._engine.decode}
         for name, call in engine_calls.items():
             for image in (samples[1].picture, None):
                 begun.clear()

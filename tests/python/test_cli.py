@@ -57,7 +57,7 @@ def test_options_reach_the_engine(fake, picture, monkeypatch):
     assert result.stdout == "he\n"
     seen.pop("progress")
     assert seen == {"model": "m.gguf", "n_ctx": 2048, "n_gpu_layers": 3, "n_threads": 2, "cache_type_k": "q8_0",
-                    "cache_type_v": "q4_0", "rpc_servers": None, "image_cache_bytes": None}  # fmt: skip
+                    "cache_type_v": "q4_0", "rpc_servers": None, "image_cache_bytes": None, "archive": 1}  # fmt: skip
 
 
 @pytest.mark.parametrize(

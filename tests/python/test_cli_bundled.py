@@ -76,7 +76,7 @@ def encode(*arguments, **options):  # as a large picture is encoded: in C, where
     signal.signal(signal.SIGINT, lambda *arguments: None)  # also in the moment before the next call
     print("encoding", flush=True)
     libc.pthread_mutex_lock(mutex)
-engine.Engine.prompt = encode
+engine.Engine.conversation = encode
 main(sys.argv[1:])
 """
 

@@ -69,10 +69,10 @@ def test_the_next_question_is_answered_right(faults: Faults, samples: list[Any],
     def ask(chat: Chat, sample: Any) -> str:
         return str(chat.ask(sample.picture, sample.question, max_tokens=4))
 
-    with Chat(keep=0.1, method=method, n_threads=1) as chat:
+    with Chat(keep=0.1, method=method, n_threads=1, archive="none") as chat:
         want = {sample.picture: ask(chat, sample) for sample in (one, other)}
         kept = chat.ask(one.picture, one.question, max_tokens=4).report.kept
-        with Chat(keep=0.1, method=method, n_threads=1) as fresh:
+        with Chat(keep=0.1, method=method, n_threads=1, archive="none") as fresh:
             assert ask(fresh, other) == want[other.picture]
 
         for point, n_failing in N_FAILING.items():

@@ -53,7 +53,7 @@ def test_every_question_is_answered(chat: Chat, pools: list[FakePool]) -> None:
         assert one.report is not None and one.report.keep == 0.5 and one.report.stop_reason == "end"
         assert one.report.n_decodes == len("hello") and one.report.tokens_per_second > 0
     (pool,) = pools
-    assert pool.n_engines == 2 and max(pool.steps) == 2 and pool.closed
+    assert pool.n_engines == 2 and max(pool.steps) <= 2 and pool.closed  # tests/engine/test_pool.py: they meet
     assert all(engine.closed for engine in pool.engines)
 
 

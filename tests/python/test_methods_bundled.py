@@ -202,6 +202,7 @@ def test_policy_that_fails_leaves_the_chat_usable(engine, samples):
         broken = True
         with pytest.raises(LookupError, match="mine"):
             chat.ask(samples[1].picture, samples[1].question)
+        broken = False  # with an archive a follow-up is compressed by its own question
         assert chat.ask(None, "And the next one?", max_tokens=8) == expected
         assert chat.ask(sample.picture, sample.question, keep=1.0) == sample.answer
 
