@@ -80,7 +80,7 @@ def read(lines: Iterable[str]) -> list[Question]:
 def _parse(text: str) -> tuple[dict[str, Any], str | None]:
     """(fields, None), or ({}, what is wrong)."""
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as exc:
         return {}, f"the line is not JSON: {exc}"
     if not isinstance(fields, dict):
@@ -90,6 +90,10 @@ def _parse(text: str) -> tuple[dict[str, Any], str | None]:
     if "question" not in fields:
         return {}, "the line has no question"
     return fields, None
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number there")
 
 
 def placed(image: Any, folder: Path) -> Any:

@@ -57,7 +57,8 @@ def item_of(question: Question, job: Job) -> dict[str, Any]:
         raise ArgumentError(question.error)
     fields = {name: value for name, value in question.fields.items() if name != "id"}
     words = [part.name for part in grammar.parts() if part.name not in ("keep", "seed")]
-    known = ["image", "question", *(name for name in AskOptions.__annotations__ if name not in _NOT_IN_LISTS), *words]
+    options = [name for name in AskOptions.__annotations__ if name not in _NOT_IN_LISTS]
+    known = list(dict.fromkeys(["image", "question", *options, *words]))
     for name in fields:
         if name not in known:
             raise ArgumentError(f"a line has no {name!r}: there are id, {', '.join(known)}")

@@ -13,8 +13,15 @@ from .results import Line, medians, speed
 INSTALL = "pip install 'pyaircache[bench]'"
 
 
-def check() -> None:
-    """Raises ArgumentError where pictures cannot be drawn: before hours are spent on measuring."""
+_KINDS = (".png", ".svg", ".pdf")
+
+
+def check(path: Path) -> None:
+    """Raises ArgumentError where this picture cannot be drawn: before hours are spent on measuring."""
+    if path.suffix.lower() not in _KINDS:
+        raise ArgumentError(f"--plot must end with {', '.join(_KINDS)}, got {path}")
+    if not path.parent.is_dir():
+        raise ArgumentError(f"--plot: there is no folder {path.parent}")
     _pyplot()
 
 

@@ -181,7 +181,7 @@ class Asking:
         self, lease: Lease, image: Any, question: Any, *, follow_up: bool | None, **options: Any
     ) -> Answer | AnswerStream:
         """As `ask`, with a place in the queue that the caller may cancel."""
-        refuse_unknown("ask", options, "follow_up", "stream")
+        refuse_unknown("ask()", options, "follow_up", "stream")
         follows = image is None if follow_up is None else flag("follow_up", follow_up)
 
         def given() -> list[openai.Given]:
@@ -191,7 +191,7 @@ class Asking:
 
     def _complete(self, lease: Lease, messages: Any, *, reuse: bool, **options: Any) -> Answer | AnswerStream:
         """As `complete`, with a place in the queue that the caller may cancel."""
-        refuse_unknown("complete", options, "reuse", "stream")
+        refuse_unknown("complete()", options, "reuse", "stream")
         follows = flag("reuse", reuse)
 
         def given() -> list[openai.Given]:

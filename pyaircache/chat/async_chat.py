@@ -152,7 +152,7 @@ class AsyncChat:
             stream: Whether the answer comes in pieces.
             options: Those of `AskOptions`.
         """
-        refuse_unknown("ask", options, "follow_up", "stream")
+        refuse_unknown("ask()", options, "follow_up", "stream")
         return await self._answer("_ask", image, question, follow_up=follow_up, stream=stream, **options)
 
     @overload
@@ -194,7 +194,7 @@ class AsyncChat:
             stream: Whether the answer comes in pieces.
             options: Those of `AskOptions`.
         """
-        refuse_unknown("complete", options, "reuse", "stream")
+        refuse_unknown("complete()", options, "reuse", "stream")
         return await self._answer("_complete", messages, reuse=reuse, stream=stream, **options)
 
     @says_options

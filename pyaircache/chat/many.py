@@ -107,7 +107,7 @@ class _Place(Asking):
 
     def _begin(self, lease: Lease, item: Any, options: AskOptions) -> AnswerStream:
         image, question, own = _parts(item)
-        refuse_unknown("a question's options", own)
+        refuse_unknown("a question", own)
         return cast(AnswerStream, self._ask(lease, image, question, follow_up=False, stream=True, **{**options, **own}))
 
     def cancel(self) -> None:
@@ -168,7 +168,7 @@ class Many:
             raise ArgumentError(f"the questions must be a list of (image, question), got {shown(items)}")
         if isinstance(items, Sized):
             n_parallel = max(1, min(n_parallel, len(items)))
-        refuse_unknown("ask_many", options, "n_parallel", "n_ctx")
+        refuse_unknown("ask_many()", options, "n_parallel", "n_ctx")
         default, self._options = _defaults(settings.options, options)
         settings = replace(settings, options=default)
         self._items = enumerate(items)

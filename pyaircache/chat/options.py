@@ -208,7 +208,7 @@ def refuse_unknown(call: str, given: Iterable[str], *own: str) -> None:
     """Finds an option that no question has.
 
     Args:
-        call: The function that was called.
+        call: What was called, as the message names it.
         given: Names of options that it was given.
         own: Names that it takes besides those of `AskOptions`.
 
@@ -220,7 +220,7 @@ def refuse_unknown(call: str, given: Iterable[str], *own: str) -> None:
         if name not in known:
             near = " or ".join(map(repr, difflib.get_close_matches(name, known)))
             hint = f"did you mean {near}?" if near else f"its options are {', '.join(known)}"
-            raise TypeError(f"{call}() has no option {name!r}; {hint}")
+            raise TypeError(f"{call} has no option {name!r}; {hint}")
 
 
 def says_options(call: Call) -> Call:

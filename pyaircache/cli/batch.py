@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -14,6 +15,7 @@ from ..batch.cluster import over_ray
 from ..batch.lists import Question, read
 from ..batch.results import STDOUT, Results
 from ..batch.run import Job, answers
+from ..errors import CancelledError
 from . import options, terminal
 
 _SOME_FAILED = 1
@@ -73,13 +75,21 @@ def batch(
         **computing,
         **options.chosen(parts, seed),
     )
+    if name != STDOUT and Path(output).is_file() and Path(name).exists() and os.path.samefile(name, output):
+        raise click.UsageError(f"{output} is the list itself; name another file for the results")
     questions, folder = _read(name)
     job = Job(str(folder), chat, asking, parts, seed, n_parallel, ctx or 0)
     with Results(output) as results:
         todo = [question for question in questions if question.identity not in results.answered]
-        n_failed = _answer(job, todo, len(questions), results, ray, ray_workers)
+        try:
+            n_failed = _answer(job, todo, len(questions), results, ray, ray_workers)
+        except (KeyboardInterrupt, CancelledError):
+            n_done = sum(question.identity in results.answered for question in questions)
+            again = f"in {output}; start again to go on" if results.remembers else "answered"
+            terminal.say(f"interrupted: {n_done} of {len(questions)} are {again}")
+            raise click.Abort from None
     if n_failed:
-        where = "" if output == STDOUT else f" of {output}; they are asked again when this is started again"
+        where = "" if not results.remembers else f" of {output}; they are asked again when this is started again"
         terminal.say(f'{n_failed} of {len(todo)} questions could not be answered: see "error" in the results{where}')
     return _SOME_FAILED if n_failed else 0
 
@@ -119,9 +129,9 @@ def _read(name: str) -> tuple[list[Question], Path]:
         if name == "-":
             if sys.stdin is None:
                 raise click.UsageError('"-" reads the list from standard input, which is closed')
-            text, folder = sys.stdin.buffer.read().decode("utf-8"), Path.cwd()
+            text, folder = sys.stdin.buffer.read().decode("utf-8-sig"), Path.cwd()
         else:
-            text, folder = Path(name).read_text(encoding="utf-8"), Path(name).resolve().parent
+            text, folder = Path(name).read_text(encoding="utf-8-sig"), Path(name).resolve().parent
     except (OSError, ValueError) as exc:
         why = getattr(exc, "strerror", None) or "it is not text in UTF-8"
         raise click.UsageError(f"{name} cannot be read: {why}") from exc

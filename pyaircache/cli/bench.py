@@ -151,7 +151,7 @@ class Output:
 
 def _run(options: Options) -> None:
     if options.picture is not None:
-        plot.check()
+        plot.check(options.picture)
     if options.show:
         output = Output(options)
         output.lines += [line for path in options.show for line in report.read(path)]
@@ -227,14 +227,12 @@ def _file(options: Options) -> tuple[Path, str]:
 
 @contextlib.contextmanager
 def _new(path: Path) -> Iterator[IO[str]]:
-    """A file for results, which must not be there: figures of different runs cannot be compared.
+    """A file for results, which must be new or empty: figures of different runs cannot be compared.
 
     Raises:
-        ArgumentError: It is there.
+        ArgumentError: It holds something.
     """
-    try:
-        file = path.open("x", encoding="utf-8")
-    except FileExistsError:
-        raise ArgumentError(f"{path} is there already: give another name, or remove it") from None
-    with file:
+    with path.open("a", encoding="utf-8") as file:
+        if os.fstat(file.fileno()).st_size:
+            raise ArgumentError(f"{path} is there already: give another name, or remove it")
         yield file

@@ -351,6 +351,14 @@ def test_what_does_not_fit_is_left_out(tiny: list[str], monkeypatch: pytest.Monk
     assert "1 x 256 f16 is left out: the cache needs" in result.stderr
 
 
+def test_a_failed_run_does_not_stand_in_the_way(tiny: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    wrong = run("--model", "huge", "-o", out)
+    assert wrong.exit_code == 2 and "llava-ov-0.5b" in wrong.stderr
+    assert run(*tiny, "--batch", "1", "--cache", "f16", "-o", out).exit_code == 0
+    assert len(out.read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -361,6 +369,8 @@ def test_what_does_not_fit_is_left_out(tiny: list[str], monkeypatch: pytest.Monk
         (("--model", "none.gguf"), "none.gguf does not exist"),
         (("--method", "nonsense"), "aircache"),
         (("--memory-gb", "0"), "--memory-gb"),
+        (("--plot", "picture.txt"), "must end with .png, .svg, .pdf, got picture.txt"),
+        (("--plot", "nowhere/picture.png"), "there is no folder nowhere"),
     ],
 )
 def test_wrong_options_are_named(options: tuple[str, str], said: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from PIL import Image
 from pyaircache import ArgumentError
 from pyaircache.batch.lists import placed, read
 from pyaircache.batch.results import Results
-from pyaircache.batch.run import Job, item_of
+from pyaircache.batch.run import Job, answers, item_of
+from pyaircache.cli import batch as command
 from pyaircache.cli import main
 
 pytestmark = pytest.mark.usefixtures("engine")  # with a fake engine, too: the library reads the words of options
@@ -63,6 +66,8 @@ def test_what_a_question_is_known_by() -> None:
     [
         ("{", "not JSON"),
         ("[1]", "must be an object"),
+        ('{"question": "?", "keep": NaN}', "NaN is no number"),
+        ('{"question": "?", "keep": -Infinity}', "-Infinity is no number"),
         ('{"image": "page.png"}', "no question"),
         ('{"question": "?", "id": null}', "id must be"),
         ('{"question": "?", "id": true}', "id must be"),
@@ -76,6 +81,14 @@ def test_what_is_wrong_with_a_line(line: str, words: str) -> None:
     (question,) = read([line])
     with pytest.raises(ArgumentError, match=words):
         item_of(question, Job("."))
+
+
+def test_what_there_is_is_named_once() -> None:
+    (question,) = read(['{"question": "?", "kep": 1}'])
+    with pytest.raises(ArgumentError) as caught:
+        item_of(question, Job("."))
+    names = str(caught.value).partition("there are ")[2].split(", ")
+    assert len(names) == len(set(names)) and {"id", "method", "keep"} <= set(names)
 
 
 def test_a_line_s_words_for_its_method(engine: Any) -> None:
@@ -117,13 +130,47 @@ def test_a_last_line_without_its_end(tmp_path: Path) -> None:
     assert [one["id"] for one in results(path)] == ["a", "b"]
 
 
-@pytest.mark.parametrize("line", ["text", '{"image": "page.png", "question": "?"}', "[]"])
-def test_another_file_is_left_alone(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("end", ["\n", ""])
+@pytest.mark.parametrize(
+    "line",
+    ["text", '{"image": "page.png", "question": "?"}', "[]", '{"id": 1, "question": "?"}', '{"ids', '{"id":1'],
+)
+def test_another_file_is_left_alone(tmp_path: Path, line: str, end: str) -> None:
     path = tmp_path / "list.jsonl"
-    path.write_text(line + "\n")
+    path.write_text(line + end)
     with pytest.raises(ArgumentError, match="line 1 of .* is no result"):
         Results(str(path))
-    assert path.read_text() == line + "\n"
+    assert path.read_text() == line + end
+    path.write_text('{"id": "a", "answer": "1"}\n' + line + end)
+    with pytest.raises(ArgumentError, match="line 2 of .* is no result"):
+        Results(str(path))
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    path = tmp_path / "out.jsonl"
+    with Results(str(path)) as opened:
+        opened.add({"id": 1, "answer": "1"})
+        with pytest.raises(ArgumentError, match="another run writes to"):
+            Results(str(path))
+    with Results(str(path)) as opened:
+        assert opened.answered == {("id", "1")}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_pipes_and_devices_are_only_written(tmp_path: Path) -> None:
+    with Results(os.devnull) as opened:
+        opened.add({"id": 1, "answer": "1"})
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with Results(str(pipe)) as opened:
+            assert not opened.remembers
+            opened.add({"id": 1, "answer": "1"})
+        assert json.loads(os.read(reading, 1000)) == {"id": 1, "answer": "1"}
+    finally:
+        os.close(reading)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -187,6 +234,27 @@ def test_stdin_and_stdout(fake: type[FakeEngine], folder: Path, monkeypatch: pyt
     assert json.loads(done.stdout)["id"] == 5
 
 
+def test_a_list_with_a_mark_of_its_bytes(fake: type[FakeEngine], folder: Path) -> None:
+    listed = folder / "list.jsonl"
+    listed.write_text("\ufeff" + json.dumps(asked(1, id="one")) + "\n", encoding="utf-8")
+    assert run("batch", listed, "-o", folder / "out.jsonl").exit_code == 0
+    assert run("batch", "-", "-o", folder / "out2.jsonl", input=listed.read_bytes()).exit_code in (0, 1)
+    assert [results(folder / name)[0]["id"] for name in ("out.jsonl", "out2.jsonl")] == ["one", "one"]
+
+
+def test_ctrl_c_says_what_is_done(fake: type[FakeEngine], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def some(*args: Any) -> Iterator[dict[str, Any]]:
+        yield next(answers(*args))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "answers", some)
+    listed, out = write(folder / "list.jsonl", asked(1), asked(2)), folder / "out.jsonl"
+    done = run("batch", listed, "-o", out)
+    assert done.exit_code == 130 and f"interrupted: 1 of 2 are in {out}; start again to go on" in done.stderr
+    assert len(results(out)) == 1
+    assert run("batch", listed, "-o", "-").stderr.count("interrupted: 1 of 2 are answered") == 1
+
+
 def test_wrong_usage(fake: type[FakeEngine], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = write(folder / "list.jsonl", asked(1))
     out = folder / "out.jsonl"
@@ -195,7 +263,7 @@ def test_wrong_usage(fake: type[FakeEngine], folder: Path, monkeypatch: pytest.M
         ((folder / "none.jsonl", "-o", out), "cannot be read"),
         ((listed, "-o", out, "--ray-workers", "2"), "--ray"),
         ((listed, "-o", out, "--keep", "2"), "keep"),
-        ((listed, "-o", listed), "is no result"),
+        ((listed, "-o", listed), "is the list itself"),
         ((listed, "-o", out, "--n-parallel", "0"), "n_parallel"),
     ):
         done = run("batch", *arguments)

@@ -88,7 +88,11 @@ def test_an_error_is_that_of_one(chat: Chat, pools: list[FakePool]) -> None:
     found = {one.index: one for one in chat.ask_many([*items, (PICTURE, "good, too")], n_parallel=2)}
     assert found[0].answer == found[5].answer == "hello"
     assert isinstance(found[1].error, ImageNotFoundError) and found[1].report is None
-    for index, words in ((2, "must be (image, question)"), (3, "did you mean 'keep'"), (4, "must be a text")):
+    for index, words in (
+        (2, "must be (image, question)"),
+        (3, "a question has no option 'kep'"),
+        (4, "must be a text"),
+    ):
         assert found[index].answer is None and words in str(found[index].error)
     with pytest.raises(ImageNotFoundError):
         found[1].result()
