@@ -105,7 +105,12 @@ int64_t server_aircache_memory::when_compressed(const server_tokens & prompt, co
 //
 
 server_aircache_verdict server_aircache_memory::judge(std::vector<server_aircache_share> shares, int id, int64_t n_bytes, bool is_answer) {
-    shares.erase(std::remove_if(shares.begin(), shares.end(), [&](const auto & share) { return share.id == id; }), shares.end());
+    const auto own = std::find_if(shares.begin(), shares.end(), [&](const auto & share) { return share.id == id; });
+    server_aircache_share now; // what slot id holds as long as nothing is granted
+    if (own != shares.end()) {
+        now = *own;
+        shares.erase(own);
+    }
     std::sort(shares.begin(), shares.end(), [](const auto & a, const auto & b) { return a.t_last_used < b.t_last_used; });
 
     int64_t busy = 0, idle = 0;
@@ -132,8 +137,13 @@ server_aircache_verdict server_aircache_memory::judge(std::vector<server_aircach
         res.why  = "needs " + mib(n_bytes) + " of KV memory until its images are compressed, and running requests leave " +
             mib(std::max<int64_t>(0, budget - busy)) + " of " + mib(budget);
     }
-    // what waits takes nothing yet, but idle conversations must fit beside the running ones
-    const int64_t wanted = res.what == res.FITS ? n_bytes : 0;
+    // what waits takes nothing yet, but idle conversations must fit beside the running ones; its own goes last
+    const bool    granted = res.what == res.FITS;
+    const int64_t wanted  = granted ? n_bytes : now.busy ? now.n_bytes : 0;
+    if (!granted && !now.busy) {
+        idle += now.n_bytes;
+        shares.push_back(now);
+    }
     for (const auto & share : shares) {
         if (busy + wanted + idle <= budget) {
             break;
@@ -156,9 +166,9 @@ void server_aircache_memory::wait(int id_task, int32_t n_tokens, int64_t n_bytes
     line[id_task] = { n_tokens, n_bytes, why };
 }
 
-void server_aircache_memory::leave(int id_task) {
+bool server_aircache_memory::leave(int id_task) {
     const std::lock_guard<std::mutex> lock(mutex);
-    line.erase(id_task);
+    return line.erase(id_task) > 0;
 }
 
 bool server_aircache_memory::any_waits() {
@@ -212,6 +222,6 @@ void server_aircache_memory::write_metrics(std::ostream & out) {
     const std::lock_guard<std::mutex> lock(mutex);
     server_aircache_write_metric(out, "gauge",   "kv_bytes_budget",             "KV memory of all slots (--aircache-kv-memory)", budget);
     server_aircache_write_metric(out, "gauge",   "kv_bytes_used",               "Of these, bytes that slots hold or have claimed", used);
-    server_aircache_write_metric(out, "gauge",   "requests_waiting",            "Requests that wait for KV memory", line.size());
+    server_aircache_write_metric(out, "gauge",   "requests_waiting",            "Requests that wait for KV memory, or behind one that does", line.size());
     server_aircache_write_metric(out, "counter", "conversations_dropped_total", "Idle conversations that made room for requests", n_dropped);
 }

@@ -5,7 +5,8 @@
 //
 //   admit  A request starts when its whole prompt and the first step of its answer fit beside what the others hold. Idle
 //          conversations make room, oldest first; they are saved in the host's prompt cache. Else it waits. Requests wait in
-//          one line: who came first is asked first, and nobody starts before it, so that a large one gets its turn.
+//          one line: who came first is asked first, and nobody starts before it, so that a large one gets its turn. One that
+//          wants several answers (n) waits there for their slots, too. One that names a slot waits for that outside the line.
 //   grow   An answer takes its memory in steps. Where the next one does not fit it waits for a prompt that is being
 //          processed, since that is about to be compressed; where none is, it ends as at the end of the context. So what
 //          waits always waits for something that goes on by itself.
@@ -74,7 +75,7 @@ server_aircache_verdict judge(std::vector<server_aircache_share> shares, int id,
 // the line
 bool is_first(int id_task); // true also when nobody waits
 void wait  (int id_task, int32_t n_tokens, int64_t n_bytes, const std::string & why);
-void leave (int id_task);
+bool leave (int id_task); // was it there?
 bool any_waits();
 
 void count_dropped(size_t n);
@@ -155,13 +156,19 @@ void server_aircache_wake(Queue & queue) {
     }
 }
 
-// Before a slot is chosen. false: others wait for memory, and so does this task now.
-template <class Task, class Queue>
-bool server_aircache_in_turn(Task & task, Queue & queue) {
-    if (server_aircache_memory::is_first(task.id)) {
+// Before a slot is chosen. false: others came first, or the slot that it names is busy, and so it waits now.
+template <class Slots, class Task, class Queue>
+bool server_aircache_in_turn(const Slots & slots, Task & task, Queue & queue) {
+    namespace memory = server_aircache_memory;
+    if (memory::bounded() && task.id_slot != -1 && slots[(size_t) task.id_slot % slots.size()].is_processing()) {
+        if (memory::leave(task.id)) { // else the others would wait for that slot as well
+            server_aircache_wake(queue);
+        }
+    } else if (memory::is_first(task.id)) {
         return true;
+    } else {
+        memory::wait(task.id, task.n_tokens(), 0, "other requests that came before it wait for KV memory");
     }
-    server_aircache_memory::wait(task.id, task.n_tokens(), 0, "other requests that came before it wait for KV memory");
     queue.defer(std::move(task));
     return false;
 }
@@ -178,7 +185,15 @@ bool server_aircache_admit(Slots & slots, const Slot & slot, Task & task, Queue 
     for (const auto & child : task.child_tasks) { // once the prompt is there and compressed
         n_bytes += memory::when_compressed(child.tokens, child.params.aircache) + memory::of_cells(n_answer);
     }
-    const auto verdict = memory::judge(server_aircache_shares(slots), slot.id, n_bytes, false);
+    auto shares = server_aircache_shares(slots);
+    const size_t n_free = std::count_if(shares.begin(), shares.end(), [](const auto & share) { return !share.busy; });
+    if (n_free < 1 + task.child_tasks.size()) { // nothing is dropped and nobody woken for what cannot start
+        memory::wait(task.id, task.n_tokens(), n_bytes, "needs " + std::to_string(1 + task.child_tasks.size()) +
+            " free slots for its answers, and there are " + std::to_string(n_free));
+        queue.defer(std::move(task));
+        return false;
+    }
+    const auto verdict = memory::judge(std::move(shares), slot.id, n_bytes, false);
 
     server_aircache_drop(slots, verdict.drop, drop);
     if (verdict.what == verdict.WAITS) {
@@ -196,8 +211,8 @@ bool server_aircache_admit(Slots & slots, const Slot & slot, Task & task, Queue 
 
 // Before an answer's next token is decoded. false: not now, it waits. Where nothing that could make room goes on, the answer
 // ends behind that token.
-template <class Slots, class Slot, class Drop>
-bool server_aircache_grow(Slots & slots, Slot & slot, Drop drop) {
+template <class Slots, class Slot, class Queue, class Drop>
+bool server_aircache_grow(Slots & slots, Slot & slot, Queue & queue, Drop drop) {
     namespace memory = server_aircache_memory;
     const int32_t n_gen = slot.stats.n_gen;
     if (!memory::bounded() || n_gen < std::max(slot.aircache.n_granted, memory::step(slot.n_predict_max))) {
@@ -207,7 +222,10 @@ bool server_aircache_grow(Slots & slots, Slot & slot, Drop drop) {
 
     const auto verdict = memory::judge(server_aircache_shares(slots), slot.id, memory::held(slot.prompt.tokens) + memory::of_cells(n_more), true);
     server_aircache_drop(slots, verdict.drop, drop);
-    slot.aircache.waits = verdict.what == verdict.WAITS;
+    const bool waited = std::exchange(slot.aircache.waits, verdict.what == verdict.WAITS);
+    if (waited && !slot.aircache.waits) {
+        server_aircache_wake(queue); // requests wait as long as an answer does
+    }
     if (verdict.what == verdict.FITS) {
         slot.aircache.n_granted = n_gen + n_more;
     } else if (verdict.what == verdict.NEVER) {
