@@ -15,6 +15,7 @@ static constexpr int32_t STEP = 64; // cells
 namespace {
 
 struct waiting {
+    int         id_slot; // that it names, or -1
     int32_t     n_tokens;
     int64_t     n_bytes; // 0: not known yet
     std::string why;
@@ -156,19 +157,22 @@ server_aircache_verdict server_aircache_memory::judge(std::vector<server_aircach
     return res;
 }
 
-bool server_aircache_memory::is_first(int id_task) {
+bool server_aircache_memory::is_first(int id_task, const std::vector<bool> & busy) {
     const std::lock_guard<std::mutex> lock(mutex);
-    return line.empty() || id_task <= line.begin()->first;
+    const auto first = std::find_if(line.begin(), line.end(), [&](const auto & task) {
+        return task.second.id_slot == -1 || !busy[task.second.id_slot];
+    });
+    return first == line.end() || id_task <= first->first;
 }
 
-void server_aircache_memory::wait(int id_task, int32_t n_tokens, int64_t n_bytes, const std::string & why) {
+void server_aircache_memory::wait(int id_task, int id_slot, int32_t n_tokens, int64_t n_bytes, const std::string & why) {
     const std::lock_guard<std::mutex> lock(mutex);
-    line[id_task] = { n_tokens, n_bytes, why };
+    line[id_task] = { id_slot, n_tokens, n_bytes, why };
 }
 
-bool server_aircache_memory::leave(int id_task) {
+void server_aircache_memory::leave(int id_task) {
     const std::lock_guard<std::mutex> lock(mutex);
-    return line.erase(id_task) > 0;
+    line.erase(id_task);
 }
 
 bool server_aircache_memory::any_waits() {
@@ -222,6 +226,6 @@ void server_aircache_memory::write_metrics(std::ostream & out) {
     const std::lock_guard<std::mutex> lock(mutex);
     server_aircache_write_metric(out, "gauge",   "kv_bytes_budget",             "KV memory of all slots (--aircache-kv-memory)", budget);
     server_aircache_write_metric(out, "gauge",   "kv_bytes_used",               "Of these, bytes that slots hold or have claimed", used);
-    server_aircache_write_metric(out, "gauge",   "requests_waiting",            "Requests that wait for KV memory, or behind one that does", line.size());
+    server_aircache_write_metric(out, "gauge",   "requests_waiting",            "Requests that wait for KV memory or slots", line.size());
     server_aircache_write_metric(out, "counter", "conversations_dropped_total", "Idle conversations that made room for requests", n_dropped);
 }

@@ -5,8 +5,8 @@
 //
 //   admit  A request starts when its whole prompt and the first step of its answer fit beside what the others hold. Idle
 //          conversations make room, oldest first; they are saved in the host's prompt cache. Else it waits. Requests wait in
-//          one line: who came first is asked first, and nobody starts before it, so that a large one gets its turn. One that
-//          wants several answers (n) waits there for their slots, too. One that names a slot waits for that outside the line.
+//          one line: who came first is asked first, and nobody starts before it, so that a large one gets its turn. Who
+//          needs slots that are busy, for several answers (n) several, waits there, too; who names a busy one is passed over.
 //   grow   An answer takes its memory in steps. Where the next one does not fit it waits for a prompt that is being
 //          processed, since that is about to be compressed; where none is, it ends as at the end of the context. So what
 //          waits always waits for something that goes on by itself.
@@ -73,9 +73,9 @@ int64_t of_cells(int64_t n);
 server_aircache_verdict judge(std::vector<server_aircache_share> shares, int id, int64_t n_bytes, bool is_answer);
 
 // the line
-bool is_first(int id_task); // true also when nobody waits
-void wait  (int id_task, int32_t n_tokens, int64_t n_bytes, const std::string & why);
-bool leave (int id_task); // was it there?
+bool is_first(int id_task, const std::vector<bool> & busy); // by slot: who names a busy one is passed over; true also when nobody waits
+void wait  (int id_task, int id_slot, int32_t n_tokens, int64_t n_bytes, const std::string & why); // id_slot: that it names, or -1
+void leave (int id_task);
 bool any_waits();
 
 void count_dropped(size_t n);
@@ -156,19 +156,39 @@ void server_aircache_wake(Queue & queue) {
     }
 }
 
-// Before a slot is chosen. false: others came first, or the slot that it names is busy, and so it waits now.
+// The slot that the request names, or -1. llama.cpp wraps the number.
+template <class Slots, class Task>
+int server_aircache_named_slot(const Slots & slots, const Task & task) {
+    return task.id_slot == -1 ? -1 : (int) ((size_t) task.id_slot % slots.size());
+}
+
+// Before a slot is chosen, so that nothing is dropped and nobody woken for what cannot start. false: others came first, or
+// slots that it needs are busy, and so it waits now. Who starts and who ends wakes the others: they are asked again whenever
+// a slot gets busy or free.
 template <class Slots, class Task, class Queue>
 bool server_aircache_in_turn(const Slots & slots, Task & task, Queue & queue) {
     namespace memory = server_aircache_memory;
-    if (memory::bounded() && task.id_slot != -1 && slots[(size_t) task.id_slot % slots.size()].is_processing()) {
-        if (memory::leave(task.id)) { // else the others would wait for that slot as well
-            server_aircache_wake(queue);
-        }
-    } else if (memory::is_first(task.id)) {
+    if (!memory::bounded()) {
         return true;
-    } else {
-        memory::wait(task.id, task.n_tokens(), 0, "other requests that came before it wait for KV memory");
     }
+    std::vector<bool> busy;
+    for (const auto & slot : slots) {
+        busy.push_back(slot.is_processing());
+    }
+    const size_t n_free   = std::count(busy.begin(), busy.end(), false);
+    const size_t n_needed = 1 + task.child_tasks.size();
+    const int    id_slot  = server_aircache_named_slot(slots, task);
+    std::string why;
+    if (id_slot != -1 && busy[id_slot]) {
+        why = "the slot that it names is busy: " + std::to_string(id_slot);
+    } else if (!memory::is_first(task.id, busy)) {
+        why = "other requests that came before it wait for KV memory or slots";
+    } else if (n_free < n_needed) {
+        why = "needs " + std::to_string(n_needed) + " free slots, and there are " + std::to_string(n_free);
+    } else {
+        return true;
+    }
+    memory::wait(task.id, id_slot, task.n_tokens(), 0, why);
     queue.defer(std::move(task));
     return false;
 }
@@ -185,19 +205,11 @@ bool server_aircache_admit(Slots & slots, const Slot & slot, Task & task, Queue 
     for (const auto & child : task.child_tasks) { // once the prompt is there and compressed
         n_bytes += memory::when_compressed(child.tokens, child.params.aircache) + memory::of_cells(n_answer);
     }
-    auto shares = server_aircache_shares(slots);
-    const size_t n_free = std::count_if(shares.begin(), shares.end(), [](const auto & share) { return !share.busy; });
-    if (n_free < 1 + task.child_tasks.size()) { // nothing is dropped and nobody woken for what cannot start
-        memory::wait(task.id, task.n_tokens(), n_bytes, "needs " + std::to_string(1 + task.child_tasks.size()) +
-            " free slots for its answers, and there are " + std::to_string(n_free));
-        queue.defer(std::move(task));
-        return false;
-    }
-    const auto verdict = memory::judge(std::move(shares), slot.id, n_bytes, false);
+    const auto verdict = memory::judge(server_aircache_shares(slots), slot.id, n_bytes, false);
 
     server_aircache_drop(slots, verdict.drop, drop);
     if (verdict.what == verdict.WAITS) {
-        memory::wait(task.id, task.n_tokens(), n_bytes, verdict.why);
+        memory::wait(task.id, server_aircache_named_slot(slots, task), task.n_tokens(), n_bytes, verdict.why);
         queue.defer(std::move(task));
         return false;
     }
