@@ -15,6 +15,7 @@ static constexpr int32_t STEP = 64; // cells
 namespace {
 
 struct waiting {
+    int         id_slot; // that it names, or -1
     int32_t     n_tokens;
     int64_t     n_bytes; // 0: not known yet
     std::string why;
@@ -105,7 +106,12 @@ int64_t server_aircache_memory::when_compressed(const server_tokens & prompt, co
 //
 
 server_aircache_verdict server_aircache_memory::judge(std::vector<server_aircache_share> shares, int id, int64_t n_bytes, bool is_answer) {
-    shares.erase(std::remove_if(shares.begin(), shares.end(), [&](const auto & share) { return share.id == id; }), shares.end());
+    const auto own = std::find_if(shares.begin(), shares.end(), [&](const auto & share) { return share.id == id; });
+    server_aircache_share now; // what slot id holds as long as nothing is granted
+    if (own != shares.end()) {
+        now = *own;
+        shares.erase(own);
+    }
     std::sort(shares.begin(), shares.end(), [](const auto & a, const auto & b) { return a.t_last_used < b.t_last_used; });
 
     int64_t busy = 0, idle = 0;
@@ -132,8 +138,13 @@ server_aircache_verdict server_aircache_memory::judge(std::vector<server_aircach
         res.why  = "needs " + mib(n_bytes) + " of KV memory until its images are compressed, and running requests leave " +
             mib(std::max<int64_t>(0, budget - busy)) + " of " + mib(budget);
     }
-    // what waits takes nothing yet, but idle conversations must fit beside the running ones
-    const int64_t wanted = res.what == res.FITS ? n_bytes : 0;
+    // what waits takes nothing yet, but idle conversations must fit beside the running ones; its own goes last
+    const bool    granted = res.what == res.FITS;
+    const int64_t wanted  = granted ? n_bytes : now.busy ? now.n_bytes : 0;
+    if (!granted && !now.busy) {
+        idle += now.n_bytes;
+        shares.push_back(now);
+    }
     for (const auto & share : shares) {
         if (busy + wanted + idle <= budget) {
             break;
@@ -146,14 +157,17 @@ server_aircache_verdict server_aircache_memory::judge(std::vector<server_aircach
     return res;
 }
 
-bool server_aircache_memory::is_first(int id_task) {
+bool server_aircache_memory::is_first(int id_task, const std::vector<bool> & busy) {
     const std::lock_guard<std::mutex> lock(mutex);
-    return line.empty() || id_task <= line.begin()->first;
+    const auto first = std::find_if(line.begin(), line.end(), [&](const auto & task) {
+        return task.second.id_slot == -1 || !busy[task.second.id_slot];
+    });
+    return first == line.end() || id_task <= first->first;
 }
 
-void server_aircache_memory::wait(int id_task, int32_t n_tokens, int64_t n_bytes, const std::string & why) {
+void server_aircache_memory::wait(int id_task, int id_slot, int32_t n_tokens, int64_t n_bytes, const std::string & why) {
     const std::lock_guard<std::mutex> lock(mutex);
-    line[id_task] = { n_tokens, n_bytes, why };
+    line[id_task] = { id_slot, n_tokens, n_bytes, why };
 }
 
 void server_aircache_memory::leave(int id_task) {
@@ -212,6 +226,6 @@ void server_aircache_memory::write_metrics(std::ostream & out) {
     const std::lock_guard<std::mutex> lock(mutex);
     server_aircache_write_metric(out, "gauge",   "kv_bytes_budget",             "KV memory of all slots (--aircache-kv-memory)", budget);
     server_aircache_write_metric(out, "gauge",   "kv_bytes_used",               "Of these, bytes that slots hold or have claimed", used);
-    server_aircache_write_metric(out, "gauge",   "requests_waiting",            "Requests that wait for KV memory", line.size());
+    server_aircache_write_metric(out, "gauge",   "requests_waiting",            "Requests that wait for KV memory or slots", line.size());
     server_aircache_write_metric(out, "counter", "conversations_dropped_total", "Idle conversations that made room for requests", n_dropped);
 }

@@ -5,7 +5,8 @@
 //
 //   admit  A request starts when its whole prompt and the first step of its answer fit beside what the others hold. Idle
 //          conversations make room, oldest first; they are saved in the host's prompt cache. Else it waits. Requests wait in
-//          one line: who came first is asked first, and nobody starts before it, so that a large one gets its turn.
+//          one line: who came first is asked first, and nobody starts before it, so that a large one gets its turn. Who
+//          needs slots that are busy, for several answers (n) several, waits there, too; who names a busy one is passed over.
 //   grow   An answer takes its memory in steps. Where the next one does not fit it waits for a prompt that is being
 //          processed, since that is about to be compressed; where none is, it ends as at the end of the context. So what
 //          waits always waits for something that goes on by itself.
@@ -72,8 +73,8 @@ int64_t of_cells(int64_t n);
 server_aircache_verdict judge(std::vector<server_aircache_share> shares, int id, int64_t n_bytes, bool is_answer);
 
 // the line
-bool is_first(int id_task); // true also when nobody waits
-void wait  (int id_task, int32_t n_tokens, int64_t n_bytes, const std::string & why);
+bool is_first(int id_task, const std::vector<bool> & busy); // by slot: who names a busy one is passed over; true also when nobody waits
+void wait  (int id_task, int id_slot, int32_t n_tokens, int64_t n_bytes, const std::string & why); // id_slot: that it names, or -1
 void leave (int id_task);
 bool any_waits();
 
@@ -155,13 +156,39 @@ void server_aircache_wake(Queue & queue) {
     }
 }
 
-// Before a slot is chosen. false: others wait for memory, and so does this task now.
-template <class Task, class Queue>
-bool server_aircache_in_turn(Task & task, Queue & queue) {
-    if (server_aircache_memory::is_first(task.id)) {
+// The slot that the request names, or -1. llama.cpp wraps the number.
+template <class Slots, class Task>
+int server_aircache_named_slot(const Slots & slots, const Task & task) {
+    return task.id_slot == -1 ? -1 : (int) ((size_t) task.id_slot % slots.size());
+}
+
+// Before a slot is chosen, so that nothing is dropped and nobody woken for what cannot start. false: others came first, or
+// slots that it needs are busy, and so it waits now. Who starts and who ends wakes the others: they are asked again whenever
+// a slot gets busy or free.
+template <class Slots, class Task, class Queue>
+bool server_aircache_in_turn(const Slots & slots, Task & task, Queue & queue) {
+    namespace memory = server_aircache_memory;
+    if (!memory::bounded()) {
         return true;
     }
-    server_aircache_memory::wait(task.id, task.n_tokens(), 0, "other requests that came before it wait for KV memory");
+    std::vector<bool> busy;
+    for (const auto & slot : slots) {
+        busy.push_back(slot.is_processing());
+    }
+    const size_t n_free   = std::count(busy.begin(), busy.end(), false);
+    const size_t n_needed = 1 + task.child_tasks.size();
+    const int    id_slot  = server_aircache_named_slot(slots, task);
+    std::string why;
+    if (id_slot != -1 && busy[id_slot]) {
+        why = "the slot that it names is busy: " + std::to_string(id_slot);
+    } else if (!memory::is_first(task.id, busy)) {
+        why = "other requests that came before it wait for KV memory or slots";
+    } else if (n_free < n_needed) {
+        why = "needs " + std::to_string(n_needed) + " free slots, and there are " + std::to_string(n_free);
+    } else {
+        return true;
+    }
+    memory::wait(task.id, id_slot, task.n_tokens(), 0, why);
     queue.defer(std::move(task));
     return false;
 }
@@ -182,7 +209,7 @@ bool server_aircache_admit(Slots & slots, const Slot & slot, Task & task, Queue 
 
     server_aircache_drop(slots, verdict.drop, drop);
     if (verdict.what == verdict.WAITS) {
-        memory::wait(task.id, task.n_tokens(), n_bytes, verdict.why);
+        memory::wait(task.id, server_aircache_named_slot(slots, task), task.n_tokens(), n_bytes, verdict.why);
         queue.defer(std::move(task));
         return false;
     }
@@ -196,8 +223,8 @@ bool server_aircache_admit(Slots & slots, const Slot & slot, Task & task, Queue 
 
 // Before an answer's next token is decoded. false: not now, it waits. Where nothing that could make room goes on, the answer
 // ends behind that token.
-template <class Slots, class Slot, class Drop>
-bool server_aircache_grow(Slots & slots, Slot & slot, Drop drop) {
+template <class Slots, class Slot, class Queue, class Drop>
+bool server_aircache_grow(Slots & slots, Slot & slot, Queue & queue, Drop drop) {
     namespace memory = server_aircache_memory;
     const int32_t n_gen = slot.stats.n_gen;
     if (!memory::bounded() || n_gen < std::max(slot.aircache.n_granted, memory::step(slot.n_predict_max))) {
@@ -207,7 +234,10 @@ bool server_aircache_grow(Slots & slots, Slot & slot, Drop drop) {
 
     const auto verdict = memory::judge(server_aircache_shares(slots), slot.id, memory::held(slot.prompt.tokens) + memory::of_cells(n_more), true);
     server_aircache_drop(slots, verdict.drop, drop);
-    slot.aircache.waits = verdict.what == verdict.WAITS;
+    const bool waited = std::exchange(slot.aircache.waits, verdict.what == verdict.WAITS);
+    if (waited && !slot.aircache.waits) {
+        server_aircache_wake(queue); // requests wait as long as an answer does
+    }
     if (verdict.what == verdict.FITS) {
         slot.aircache.n_granted = n_gen + n_more;
     } else if (verdict.what == verdict.NEVER) {

@@ -154,6 +154,82 @@ def test_an_answer_waits_for_a_prompt_to_be_compressed(launch: Launch, pages: li
         assert usage[-1].completion_tokens == 300
 
 
+def slots_busy(server: Server) -> list[bool]:
+    return [slot["is_processing"] for slot in server.http.get("/slots").json()]
+
+
+def endless(server: Server, messages: list[dict[str, Any]], max_tokens: int, **fields: Any) -> Any:
+    """A long answer of which the first token is there; it ends where the stream is closed."""
+    fields = {"ignore_eos": True, "aircache_keep": 1.0, **fields}
+    stream = server.ask(messages, stream=True, max_tokens=max_tokens, extra_body=fields)
+    next(iter(stream))
+    return stream
+
+
+def test_several_answers_wait_in_the_line_for_their_slots(launch: Launch, pages: list[Page]) -> None:
+    """Two such requests, deferred behind one that waited, woke each other for ever."""
+    options = ["-c", str(3 * 2048), "--aircache-kv-memory", f"{3 * 2048}cells", "--threads-http", "12"]
+    with (
+        launch(*options, slots=3) as server,
+        ThreadPoolExecutor(3) as pool,
+        endless(server, HELLO, 2000),
+        endless(server, HELLO, 2000) as other,
+    ):
+        late = []
+        for messages, n in ((HELLO, 2), (HELLO, 2), (pages[0].ask(), 1)):
+            late.append(pool.submit(server.ask, messages, n=n))
+            wait_for(lambda: len(waiting(server)) == len(late), "nobody waits")
+        reasons = [task["reason"] for task in waiting(server)]
+        assert "2 free slots" in reasons[0] and "came before" in reasons[1] and "came before" in reasons[2]
+        other.close()  # wakes all of them
+        assert [len(request.result().choices) for request in late] == [2, 2, 1]
+        assert any(slots_busy(server))
+
+
+def test_who_waits_for_a_slot_of_its_own_holds_nobody_up(launch: Launch, pages: list[Page]) -> None:
+    with launch("-c", "2048", slots=2) as server:
+        n_first, n_large = (server.ask(two_pages(pages, i), max_tokens=1).usage.prompt_tokens for i in (0, 1))
+    options = ["-c", str(3 * 2048), "--aircache-kv-memory", f"{n_first + 64 + n_large + 64}cells"]
+    with (
+        launch(*options, "--aircache-keep", "0.1", slots=3) as server,
+        ThreadPoolExecutor(3) as pool,
+        endless(server, two_pages(pages, 0), 2000, id_slot=0) as first,
+        endless(server, HELLO, 2000, id_slot=1) as second,
+    ):
+        large = pool.submit(server.text, two_pages(pages, 1), extra_body={"id_slot": 2})
+        wait_for(lambda: len(waiting(server)) == 1, "the large one does not wait")
+        bound = pool.submit(server.text, HELLO, extra_body={"id_slot": 1})
+        small = pool.submit(server.text, HELLO)
+        wait_for(lambda: len(waiting(server)) == 3, "the others do not wait")
+        first.close()
+        assert large.result() and small.result()
+        assert slots_busy(server)[1] and not bound.done()
+        second.close()
+        assert bound.result()
+
+
+def test_requests_go_on_when_answers_do(launch: Launch, pages: list[Page]) -> None:
+    """While the pages are read an answer waits, and so does a request; the compression lets both of them go on."""
+    rows = "".join(f" row {i}" for i in range(150))
+    content = [*(page.part() for page in pages[:4]), {"type": "text", "text": rows}]
+    book = [{"role": "user", "content": content}]
+    long_text = [{"role": "user", "content": "".join(f" row {i}" for i in range(50))}]
+    with launch("-c", "4096") as server:
+        n_hello, n_book = (server.ask(messages, max_tokens=1).usage.prompt_tokens for messages in (HELLO, book))
+    free = 2 * 64 + 63  # that much at most, however far the first answer is by then
+    budget = n_hello + 64 + n_book + 64 + free
+    options = ["-c", str(3 * 4096), "--aircache-kv-memory", f"{budget}cells", "-b", "4", "-ub", "4"]
+    with launch(*options, slots=3) as server, ThreadPoolExecutor(2) as pool, endless(server, HELLO, 1500, id_slot=0):
+        ignore = {"ignore_eos": True, "aircache_keep": 0.1, "id_slot": 1}
+        pool.submit(server.ask, book, max_tokens=400, extra_body=ignore)
+        wait_for(lambda: slots_busy(server)[1], "the book is not read")
+        late = pool.submit(server.ask, long_text, max_tokens=2)
+        wait_for(lambda: waiting(server) or late.done(), "the text does not wait")
+        assert not late.done()
+        assert late.result().choices
+        assert slots_busy(server)[:2] == [True, True]
+
+
 BAD = [("--aircache-kv-memory", "much"), ("--aircache-kv-memory", "-1"), ("--aircache-archive", "16cells")]
 
 
