@@ -84,14 +84,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(server: Path, model: Path, slots: int) -> Iterator[Server]:
-    """A server."""
+def running(server: Path, model: Path, slots: int, cache_mib: int = 4) -> Iterator[Server]:
+    """A server. ``cache_mib``: of the host's cache of prompts: full early, so that it does not look like a leak."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     mmproj = MODELS / "mmproj-pages-vl-F16.gguf"
     line = [str(server), "-m", str(model), "--mmproj", str(mmproj), "--port", str(port), "--metrics", "--slots"]
     line += ["-np", str(slots), "-c", str(1024 * slots), "-t", "1", "--no-webui", "--no-warmup"]
-    line += ["--cache-ram", "4"]  # MiB: full early, so that it does not look like a leak later
+    line += ["--cache-ram", str(cache_mib)]
     # With a heap for every HTTP thread, glibc's default, their holes look like a leak for thousands of requests.
     env = {**os.environ, "MALLOC_ARENA_MAX": "1"}
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env) as process:

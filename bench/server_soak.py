@@ -257,7 +257,7 @@ def soak(
     jobs = [work.job(dice) for _ in range(requests)]
     memory: list[float] = []
 
-    with running(server, model, 1) as single:
+    with running(server, model, 1, cache_mib=0) as single:  # which forgets: `anew` is to be without a compressed prompt
         work.learn(single, jobs)
 
     with running(server, model, slots) as many, ThreadPoolExecutor(slots + 2) as pool:
