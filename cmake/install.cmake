@@ -52,7 +52,7 @@ install(TARGETS ${PAC_LIBRARIES} ${PAC_BACKENDS}
     LIBRARY DESTINATION ${destination}/lib
     RUNTIME DESTINATION ${destination}/lib
     ARCHIVE DESTINATION ${destination}/lib)
-install(FILES native/include/pyaircache.h DESTINATION ${destination}/lib) # cffi reads the declarations from it
+install(FILES native/include/pyaircache.h native/include/pyaircache-bench.h DESTINATION ${destination}/lib) # cffi reads them
 install(DIRECTORY ${converter} DESTINATION ${destination}/lib
     FILES_MATCHING PATTERN "*.py" PATTERN "LICENSE" PATTERN "__pycache__" EXCLUDE PATTERN "scripts" EXCLUDE)
 install(TARGETS ${PAC_PROGRAMS} RUNTIME DESTINATION ${destination}/bin)

@@ -319,18 +319,6 @@ int32_t llama_aircache_memory(llama_context * ctx, llama_seq_id seq, llama_airca
     });
 }
 
-int32_t llama_aircache_resident(llama_context * ctx, int64_t * bytes) {
-    return llama_aircache_guarded([&] {
-        const auto & air = llama_aircache_open(ctx, 0);
-        LLAMA_AIRCACHE_REQUIRE(bytes, "bytes is null");
-        air.tidy();
-        *bytes = 0;
-        for (uint32_t s = 0; s < air.kv.n_stream(); ++s) {
-            *bytes += air.kv.allocated_bytes(s);
-        }
-    });
-}
-
 int32_t llama_aircache_resize(llama_context * ctx, int32_t n_cells) {
     return llama_aircache_guarded([&] {
         const llama_aircache_fault_scope faults;

@@ -1,4 +1,4 @@
-// The pac_bench_... functions of pyaircache.h.
+// The functions of pyaircache-bench.h.
 #include "bench.h"
 #include "engine.h"
 

@@ -30,19 +30,10 @@ pac_bench_params fill_in(pac_bench_params params) {
 }
 
 llama_context * make_context(const pac_bench_params & params, const pac_model & model, pac_bench * bench) {
-    llama_context_params cparams = llama_context_default_params();
+    llama_context_params cparams = pac_context_params(params.n_seqs, params.n_threads, params.flash_attn, params.cache_type_k, params.cache_type_v);
     cparams.n_ctx           = GGML_PAD(params.n_prompt + params.n_decode, 256)*params.n_seqs;
     cparams.n_batch         = std::max(params.n_batch, params.n_seqs);
     cparams.n_ubatch        = cparams.n_batch;
-    cparams.n_seq_max       = params.n_seqs;
-    cparams.kv_unified      = false;
-    cparams.n_outputs_max   = params.n_seqs;
-    cparams.n_threads       = params.n_threads;
-    cparams.n_threads_batch = params.n_threads;
-    cparams.flash_attn_type = (llama_flash_attn_type) params.flash_attn;
-    cparams.type_k          = pac_cache_type(params.cache_type_k);
-    cparams.type_v          = pac_cache_type(params.cache_type_v);
-    cparams.no_perf         = false; // counts graph reuse
     cparams.abort_callback_data = bench;
     cparams.abort_callback      = [](void * user_data) { return ((const pac_bench *) user_data)->cancelled.load(); };
 

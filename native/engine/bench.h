@@ -5,6 +5,7 @@
 #include "model.h"
 
 #include "llama-aircache.h"
+#include "pyaircache-bench.h"
 #include "llama-cpp.h"
 
 #include <atomic>

@@ -100,6 +100,20 @@ ggml_type pac_cache_type(const char * name) {
     throw pac_error(PAC_ERR_ARGUMENT, pac_format("cache type \"%s\" is not one of f32, f16, bf16, q8_0, q4_0", name));
 }
 
+llama_context_params pac_context_params(int32_t n_seq, int32_t n_threads, int32_t flash_attn, const char * type_k, const char * type_v) {
+    llama_context_params res = llama_context_default_params();
+    res.n_seq_max       = n_seq;
+    res.kv_unified      = false;
+    res.n_outputs_max   = n_seq; // only the last token's logits are ever read
+    res.n_threads       = pac_pick_threads(n_threads);
+    res.n_threads_batch = res.n_threads;
+    res.flash_attn_type = (llama_flash_attn_type) flash_attn;
+    res.type_k          = pac_cache_type(type_k);
+    res.type_v          = pac_cache_type(type_v);
+    res.no_perf         = false; // counts graph reuse
+    return res;
+}
+
 static constexpr int32_t MAX_CELLS = 1 << 24;
 
 static int32_t pick_n_ctx(const pac_engine_params & params, const pac_model & model) {
@@ -127,18 +141,10 @@ pac_context::pac_context(const pac_model & model, const pac_engine_params & para
     check(params);
     running.reserve(n_seq);
 
-    llama_context_params cparams = llama_context_default_params();
+    llama_context_params cparams = pac_context_params(n_seq, params.n_threads, params.flash_attn, params.cache_type_k, params.cache_type_v);
     cparams.n_ctx           = GGML_PAD(pick_n_ctx(params, model), 256)*n_seq; // as llama.cpp rounds each
     cparams.n_batch         = std::max(n_seq, params.n_batch > 0 ? params.n_batch : 2048);
     cparams.n_ubatch        = params.n_ubatch > 0 ? params.n_ubatch : 512;
-    cparams.n_seq_max       = n_seq;
-    cparams.n_outputs_max   = n_seq; // only the last token's logits are ever read
-    cparams.n_threads       = pac_pick_threads(params.n_threads);
-    cparams.n_threads_batch = cparams.n_threads;
-    cparams.flash_attn_type = (llama_flash_attn_type) params.flash_attn;
-    cparams.type_k          = pac_cache_type(params.cache_type_k);
-    cparams.type_v          = pac_cache_type(params.cache_type_v);
-    cparams.no_perf         = false; // counts graph reuse
     cparams.abort_callback_data = this;
     cparams.abort_callback      = [](void * user_data) { return ((const pac_context *) user_data)->must_stop(); };
 

@@ -28,6 +28,9 @@ private:
     uint64_t next = 1; // ticket that may enter
 };
 
+// What every context of ours has in common: a stream for each sequence, and logits of last tokens only. Throws for a cache type
+// that does not exist.
+llama_context_params pac_context_params(int32_t n_seq, int32_t n_threads, int32_t flash_attn, const char * type_k, const char * type_v);
 ggml_type pac_cache_type(const char * name); // null: f16; throws when it is none of those that are supported
 
 struct pac_context {

@@ -186,9 +186,6 @@ static inline struct llama_aircache_bytes llama_aircache_bytes_empty(void) {
 // of a sequence's stream; seq -1: of all of them
 LLAMA_API int32_t llama_aircache_memory(struct llama_context * ctx, llama_seq_id seq, struct llama_aircache_bytes * out);
 
-// allocated, of all streams
-LLAMA_API int32_t llama_aircache_resident(struct llama_context * ctx, int64_t * bytes);
-
 // Where memory does not come and go by pages, on devices: makes the cache's buffers anew with room for n_cells cells a
 // sequence, rounded up to 256; at least those in use, at most the context's. What is kept is copied on the device. From then on buffers
 // grow by themselves when a decode or a restored state needs more. Elsewhere nothing is done.

@@ -139,9 +139,11 @@ static void trim_heaps() {
 }
 
 // memory as a whole, all slots; what is not known stays 0
-static void add_memory(llama_context * ctx, const server_prompt_aircache & cells, server_aircache_stats & stats) {
-    stats.kv_bytes_reserved = (int64_t) llama_n_ctx(ctx)*cells.kv_bytes_cell;
-    llama_aircache_resident(ctx, &stats.kv_bytes_allocated);
+static void add_memory(llama_context * ctx, server_aircache_stats & stats) {
+    auto bytes = llama_aircache_bytes_empty();
+    llama_aircache_memory(ctx, -1, &bytes);
+    stats.kv_bytes_reserved  = bytes.reserved;
+    stats.kv_bytes_allocated = bytes.allocated;
 }
 
 std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observer::compress(llama_context * ctx, llama_seq_id seq,
@@ -182,7 +184,7 @@ std::pair<server_prompt_aircache, server_aircache_stats> server_aircache_observe
     timings.error  = error;
     timings.lost   = lost;
     timings.n_recalled = n_recalled;
-    add_memory(ctx, res, timings);
+    add_memory(ctx, timings);
     return { res, timings };
 }
 
@@ -192,7 +194,7 @@ bool server_aircache_observer::finish(llama_context * ctx, llama_seq_id seq, con
     if (!active()) {
         if (cells.n_tokens > 0) {
             stats = continued(cells, held.size());
-            add_memory(ctx, cells, stats);
+            add_memory(ctx, stats);
         }
         return true;
     }

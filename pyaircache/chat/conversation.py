@@ -41,6 +41,8 @@ class Turn:
     """Elite threshold, for reports."""
     kept: list[NDArray[np.int32]] | None = None
     """What the policy selected: it is asked only once."""
+    archived: bool = False
+    """Whether the engine kept the full cells of all pictures up to here for the next question."""
     n_prompt: int = 0
     """Tokens of ``fed``, visual ones included."""
     n_past: int = 0

@@ -60,8 +60,6 @@ class Question:
     """The conversation with this question at its end."""
     report: Report
     options: Options
-    archived: bool
-    """Whether the engine keeps the full cells of this conversation's pictures."""
 
     @property
     def turn(self) -> Turn:
@@ -106,8 +104,6 @@ class Session:
         self._model_name = model_name
         self._stale = False  # whether the engine may hold something else than `turns`
         self._archives = archives  # whether the engine was told to keep a prompt's full cells for the next question
-        self._archived = False  # whether it does, of this conversation
-        self._archived_now = False  # with the question that is being asked
 
     def messages(self) -> list[dict[str, Any]]:
         """The conversation as OpenAI-style messages."""
@@ -131,7 +127,7 @@ class Session:
         self.turns = []
         self._stale = True
         self.engine.reset()
-        self._stale = self._archived = False
+        self._stale = False
 
     def begin(self, request: Request, cancelled: Callable[[], bool]) -> Question:
         """Does everything that comes before the first token: prompt and compression.
@@ -151,7 +147,6 @@ class Session:
             CancelledError: It was cancelled.
         """
         refuse_cancelled(cancelled)
-        self._archived_now = self._archived
         options, choice = request.options, request.options.choice
         turns, given = self._placed(request)
         images = any(one.images for one in given)
@@ -207,20 +202,19 @@ class Session:
             else:
                 self._stale = True
                 self.engine.reset()
-                self._archived_now = False
             if not again:
                 self._feed(turn, progress, over, report)
         self._stale = True  # until the turn is one of `turns`
         if method is None or (turns and not again):
             cells = sum(one.n_prompt + len(one.tokens) for one in [*turns, turn])
             report.kv_bytes_full = cells * self.info.kv_bytes_per_token
-        return Question([*turns, turn], report, options, self._archived_now)
+        return Question([*turns, turn], report, options)
 
     def _begins_again(self, turns: list[Turn], images: bool, method: EngineMethod | None) -> bool:
         """Whether a question is asked with the conversation before it as one prompt, which sees all images again."""
         if not self._archives or not (images or any(turn.images for turn in turns)):
             return False
-        return self._archived or (method is not None and not any(turn.images for turn in turns))
+        return (bool(turns) and turns[-1].archived) or (method is not None and not any(turn.images for turn in turns))
 
     def _placed(self, request: Request) -> tuple[list[Turn], list[Given]]:
         """(the turns that the request follows, the messages that are new to them)."""
@@ -233,17 +227,17 @@ class Session:
         if not request.whole:
             return self.turns, given
         method, policy = options.choice.engine(options.keep), options.choice.policy
+        archived = bool(self.turns) and self.turns[-1].archived
         count, covered = matching(
             self.turns,
             given,
-            lambda turn: self._archived or not turn.images or (turn.method == method and turn.policy is policy),
+            lambda turn: archived or not turn.images or (turn.method == method and turn.policy is policy),
         )
         return self.turns[:count], given[covered:]
 
     def commit(self, question: Question) -> None:
         """Makes a question and its answer, as far as it got, the end of the conversation."""
         self.turns = question.turns
-        self._archived = question.archived
         self._stale = False
 
     def spans(self, size: Size) -> list[Span]:
@@ -320,7 +314,7 @@ class Session:
             cancelled,
         )
         archive = self.engine.archive()
-        self._archived_now = archive.kind != "none"
+        turns[-1].archived = archive.kind != "none"
         if report is not None:
             report.archive, report.archive_bytes, report.archive_note = archive.kind, archive.bytes, archive.why
             report.n_restored, report.ms_restore, report.ms_archive = (

@@ -68,7 +68,7 @@ class BenchStats:
 
 
 class Bench:
-    """Conversations that decode side by side, their prompts made up; see ``pac_bench_...`` in ``pyaircache.h``.
+    """Conversations that decode side by side, their prompts made up; see ``pyaircache-bench.h``.
 
     Not thread-safe: one call at a time, :meth:`cancel` excepted.
 

@@ -1,6 +1,6 @@
 """Finds and loads the engine library; the one place that knows about cffi.
 
-The C declarations come from the engine's own header (ABI mode), so they cannot drift apart from the library.
+The C declarations come from the engine's own headers (ABI mode), so they cannot drift apart from the library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cffi import FFI
 
 from ..errors import EngineError
 
-HEADER = "pyaircache.h"
+HEADERS = ("pyaircache.h", "pyaircache-bench.h")
 
 once = threading.RLock()
 """Held while something is set up that a process has once: functools.cache alone lets two threads do it twice."""
@@ -67,18 +67,20 @@ def find_library() -> Path:
     )
 
 
-def find_header(library: Path) -> Path:
-    """The header that belongs to ``library``: beside it, in the package's ``lib`` folder, or in the source tree.
+def find_headers(library: Path) -> list[Path]:
+    """The headers that belong to ``library``: beside it, in the package's ``lib`` folder, or in the source tree.
 
     Raises:
-        EngineError: There is none.
+        EngineError: There are none.
     """
     folders = [library.parent, *(folder / "lib" for folder in package_dirs())]
     folders += [folder.parent / "native" / "include" for folder in package_dirs()]
     for folder in folders:
-        if (folder / HEADER).is_file():
-            return folder / HEADER
-    raise EngineError(f"{HEADER} was not found beside the engine library in {library.parent}; reinstall pyaircache")
+        headers = [folder / name for name in HEADERS]
+        if all(header.is_file() for header in headers):
+            return headers
+    names = " and ".join(HEADERS)
+    raise EngineError(f"{names} were not found beside the engine library in {library.parent}; reinstall pyaircache")
 
 
 def declarations(header: str) -> str:
@@ -89,7 +91,7 @@ def declarations(header: str) -> str:
     """
     begin, end = header.find(_BEGIN), header.find(_END)
     if begin < 0 or end < begin:
-        raise EngineError(f"{HEADER} has no {_BEGIN[3:]} ... {_END[3:]} section; it does not belong to this version")
+        raise EngineError(f"a header has no {_BEGIN[3:]} ... {_END[3:]} section; it does not belong to this version")
     return header[begin + len(_BEGIN) : end].replace("PAC_API ", "")
 
 
@@ -107,7 +109,8 @@ def load() -> Binding:
 def _load() -> Binding:
     path = find_library()
     ffi = FFI()
-    ffi.cdef(declarations(find_header(path).read_text(encoding="utf-8")))
+    for header in find_headers(path):
+        ffi.cdef(declarations(header.read_text(encoding="utf-8")))
     try:
         lib = ffi.dlopen(str(path))
     except OSError as exc:

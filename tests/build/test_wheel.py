@@ -50,7 +50,7 @@ def test_contents(wheel: Path) -> None:
         assert f"pyaircache/lib/lib{name}{LIBRARY}" in names
     for name in ("llama-server", "llama-bench", "llama-batched-bench", "llama-quantize", "ggml-rpc-server"):
         assert f"pyaircache/bin/{name}" in names
-    assert "pyaircache/lib/pyaircache.h" in names
+    assert {"pyaircache/lib/pyaircache.h", "pyaircache/lib/pyaircache-bench.h"} <= set(names)
     for name in ("conversion/base.py", "conversion/qwenvl.py", "gguf-py/gguf/constants.py", "LICENSE", "gguf-py/LICENSE"):
         assert f"pyaircache/lib/converter/{name}" in names
     assert "pyaircache/py.typed" in names

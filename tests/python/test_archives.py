@@ -46,6 +46,28 @@ def test_pictures_of_all_turns(archiving: Chat) -> None:
     assert prompts(archiving)[-1][1] == len(report.pictures) == 2 and report.visual_tokens == 12
 
 
+def test_a_picture_behind_text(archiving: Chat) -> None:
+    """Its conversation is archived like one that begins with a picture."""
+    archiving.ask(None, "Hello?")
+    archiving.ask(IMAGE, "What?", follow_up=True)
+    report = archiving.ask(None, "And?").report
+    assert (report.archive, report.visual_tokens) == ("ram", 6) and "Hello" in prompts(archiving)[-1][0]
+
+
+@pytest.mark.parametrize("options", [{"keep": 1.0}, {}], ids=["full", "again"])
+def test_a_question_that_fails_leaves_the_archive(archiving: Chat, options: dict[str, float]) -> None:
+    def stop(*_: object) -> None:
+        raise LookupError
+
+    archiving.ask(IMAGE, "What?")
+    with pytest.raises(LookupError):
+        archiving.ask(IMAGE, "Else?", on_progress=stop, **options)
+    with pytest.raises(LookupError):
+        archiving.ask(None, "Text?", follow_up=False, on_progress=stop)
+    report = archiving.ask(None, "And?").report
+    assert (report.archive, report.visual_tokens) == ("ram", 6)
+
+
 def test_undo_and_other_messages(archiving: Chat) -> None:
     """The engine need not be brought to an earlier point first."""
     archiving.ask(IMAGE, "What?")

@@ -11,15 +11,16 @@ from cffi import FFI
 
 import pyaircache
 from pyaircache import errors
-from pyaircache.engine import Engine, engine, library, marshal, status, structs
+from pyaircache.engine import Engine, bench, engine, library, marshal, status, structs
 
-HEADER = Path(__file__).parents[2] / "native" / "include" / "pyaircache.h"
+HEADERS = [Path(__file__).parents[2] / "native" / "include" / name for name in library.HEADERS]
 
 
 @pytest.fixture(scope="module")
 def ffi() -> FFI:
     ffi = FFI()
-    ffi.cdef(library.declarations(HEADER.read_text(encoding="utf-8")))
+    for header in HEADERS:
+        ffi.cdef(library.declarations(header.read_text(encoding="utf-8")))
     return ffi
 
 
@@ -33,6 +34,8 @@ def ffi() -> FFI:
         ("pac_prompt_info", structs.PromptInfo, {"n_spans"}),
         ("pac_method", structs.EngineMethod, set()),
         ("pac_stats", structs.Stats, set()),
+        ("pac_bench_info", bench.BenchInfo, set()),
+        ("pac_bench_stats", bench.BenchStats, set()),
         ("pac_message", structs.Message, set()),
         ("pac_compression", structs.Compression, {"n_layers", "n_visual"}),
         ("pac_scores", structs.Scores, {"n_layers", "n_visual", "n_elite"}),
