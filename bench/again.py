@@ -14,7 +14,6 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,6 @@ ASKED = ("What is written in the third row? Answer in one short sentence.", "And
 @click.group()
 def main() -> None:
     """Asking again: quality and time."""
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown; the first row is its head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 @main.command("quality")
@@ -80,7 +73,7 @@ def measure_quality(pages: int, questions: int, keep: float, seed: int, threads:
             chat.close()
     head = ["", *(f"question {i + 1} ({count})" for i, count in enumerate(asked))]
     rows = [[way, *map(shown, counts, asked)] for way, counts in right.items()]
-    click.echo(f"{pages} pages, seed {seed}; exact match and its 95 % interval\n\n{markdown([head, *rows])}")
+    click.echo(f"{pages} pages, seed {seed}; exact match and its 95 % interval\n\n{common.markdown([head, *rows])}")
 
 
 def shown(count: int, of: int) -> str:
@@ -151,7 +144,7 @@ def measure_time(
     click.echo(
         f"\n{preset} {kind}, {visual} visual tokens, {threads} threads; {machine['cpu']}, load {machine['load']:.1f}\n"
     )
-    click.echo(markdown(rows))
+    click.echo(common.markdown(rows))
 
 
 def prefix_cache(model: Path, n_prompt: int, n_answer: int, n_question: int, threads: int) -> list[tuple[float, float]]:

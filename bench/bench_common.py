@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import random_gguf
 from tqdm import tqdm
 
+from pyaircache.bench import report
 from pyaircache.engine import Engine, EngineModel, Message, version
 from pyaircache.errors import PyAircacheError
 
@@ -82,15 +82,17 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns; its head is the first line."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in table]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
 def machine() -> dict[str, Any]:
-    """The machine that a figure belongs to: processor, cores, load average over a minute at the start."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"cpu": model, "cores": os.cpu_count(), "load": load, "system": platform.system()}
+    """The machine that a figure belongs to: processor, cores, load average over a minute at the start, system."""
+    return report.machine() | {"system": platform.system()}
 
 
 def head(settings: Settings, what: str, machine: dict[str, Any]) -> str:

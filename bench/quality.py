@@ -27,7 +27,7 @@ from typing import Any
 
 import click
 import numpy as np
-from bench_common import machine, progress, write_json
+from bench_common import machine, markdown, progress, write_json
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -170,14 +170,6 @@ def measure(cases: Sequence[Case], methods: Sequence[str], keeps: Iterable[float
             for keep in (keep for keep in keeps if keep < 1):  # 1 is the full cache
                 got = [ask(chat, case, keep, method_of(method)) for case in progress(cases, f"{method} {keep:g}")]
                 yield compare(method, keep, cases, full, got)
-
-
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; its head is the first line."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in table]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def replaced(path: Path, block: str, mark: str = MARK) -> str:

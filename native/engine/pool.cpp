@@ -52,21 +52,21 @@ void pac_pool::check_steps(pac_step * steps, int32_t n) const {
 void pac_pool::decode(pac_step * steps, int32_t n) const {
     check_steps(steps, n);
 
-    std::vector<pac_step *> todo;
+    std::vector<pac_step *> valid;
     for (int32_t i = 0; i < n; ++i) {
         auto & step = steps[i];
         guarded(step, [&] { step.engine->check_step(step.token); });
         if (step.status == PAC_OK) {
-            todo.push_back(&step);
+            valid.push_back(&step);
         }
     }
     // llama.cpp puts streams into one graph that follow one another
-    std::sort(todo.begin(), todo.end(), [](const pac_step * a, const pac_step * b) { return a->engine->seq < b->engine->seq; });
+    std::sort(valid.begin(), valid.end(), [](const pac_step * a, const pac_step * b) { return a->engine->seq < b->engine->seq; });
 
-    if (todo.size() > 1 && decode_together(todo)) {
+    if (valid.size() > 1 && decode_together(valid)) {
         return;
     }
-    for (auto * step : todo) { // alone, so that each has its own error
+    for (auto * step : valid) { // alone, so that each has its own error
         if (step->status == PAC_OK) {
             guarded(*step, [&] { step->engine->decode(step->token); });
         }

@@ -80,9 +80,9 @@ def batch(
     questions, folder = _read(name)
     job = Job(str(folder), chat, asking, parts, seed, n_parallel, ctx or 0)
     with Results(output) as results:
-        todo = [question for question in questions if question.identity not in results.answered]
+        left = [question for question in questions if question.identity not in results.answered]
         try:
-            n_failed = _answer(job, todo, len(questions), results, ray, ray_workers)
+            n_failed = _answer(job, left, len(questions), results, ray, ray_workers)
         except (KeyboardInterrupt, CancelledError):
             n_done = sum(question.identity in results.answered for question in questions)
             again = f"in {output}; start again to go on" if results.remembers else "answered"
@@ -90,22 +90,22 @@ def batch(
             raise click.Abort from None
     if n_failed:
         where = "" if not results.remembers else f" of {output}; they are asked again when this is started again"
-        terminal.say(f'{n_failed} of {len(todo)} questions could not be answered: see "error" in the results{where}')
+        terminal.say(f'{n_failed} of {len(left)} questions could not be answered: see "error" in the results{where}')
     return _SOME_FAILED if n_failed else 0
 
 
-def _answer(job: Job, todo: Sequence[Question], n_all: int, results: Results, ray: bool, workers: int | None) -> int:
+def _answer(job: Job, left: Sequence[Question], n_all: int, results: Results, ray: bool, workers: int | None) -> int:
     """Answers and writes; returns how many could not be answered."""
     from tqdm import tqdm  # imported late, as elsewhere
 
     n_failed = 0
-    if not todo:
+    if not left:
         return 0
     with (
         tqdm(
-            total=n_all, initial=n_all - len(todo), unit="question", file=sys.stderr, disable=None, dynamic_ncols=True
+            total=n_all, initial=n_all - len(left), unit="question", file=sys.stderr, disable=None, dynamic_ncols=True
         ) as bar,
-        closing(cast(Any, over_ray(job, todo, workers) if ray else _local(job, todo))) as found,
+        closing(cast(Any, over_ray(job, left, workers) if ray else _local(job, left))) as found,
     ):
         for result in found:
             results.add(result)
@@ -114,8 +114,8 @@ def _answer(job: Job, todo: Sequence[Question], n_all: int, results: Results, ra
     return n_failed
 
 
-def _local(job: Job, todo: Sequence[Question]) -> Iterator[dict[str, Any]]:
-    with job.open() as chat, closing(cast(Any, answers(chat, job, todo))) as found:
+def _local(job: Job, left: Sequence[Question]) -> Iterator[dict[str, Any]]:
+    with job.open() as chat, closing(cast(Any, answers(chat, job, left))) as found:
         yield from found
 
 
